@@ -1,4 +1,4 @@
-"""The errors a user can see. Every one says what is wrong and what to type next; nothing else is printed for them."""
+"""The errors a user can see: each says what is wrong and what to type next, and nothing else is printed."""
 
 
 class EdgespecError(Exception):

@@ -1,11 +1,13 @@
-"""What a bundle's parts are: frozen facts, and the names and shapes of the step graph's tensors. No tensors, no files.
+"""What a bundle's parts are: frozen facts, and the names and shapes of the step graph's tensors.
 
-Letters: S width, M slots = N + B, N budget, B block, L layers, KV key-value heads, d head dimension, V vocabulary.
+No tensors, no files. Letters: S width, M slots = N + B, N budget, B block, L layers, KV key-value heads,
+d head dimension, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from edgespec.errors import BundleError
@@ -14,6 +16,11 @@ CONTRACTS = ("rows", "append")
 KINDS = ("prefill", "verify", "decode", "draft", "commit")
 DEVICES = ("cpu", "npu")
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
+MODELS = ("target", "draft")
+LAYER_CLASSES = ("linear", "head", "embedding")
+BYTES_PER_ELEMENT = {"float32": 4, "float16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
+LARGEST_INT = 2**48
+LONGEST_TEXT = 4096
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """A cache's facts: M = budget + block slots, the policy that empties it, and who appends rows (`contract`)."""
+    """A cache's facts: M = budget + block slots, the policy that empties it, who appends (`contract`)."""
 
     contract: str
     budget: int
@@ -51,7 +58,7 @@ class CacheSpec:
         return self.budget + self.block
 
     def rows(self, bucket: int) -> int:
-        """Rows of one layer's buffer in the graphs of a bucket: M, or M + S_max - 1 where the call itself appends."""
+        """Rows of one layer's buffer in a bucket's graphs: M, or M + S_max - 1 where the call appends."""
         return bucket + self.block + (self.widest - 1 if self.contract == "append" else 0)
 
 
@@ -78,9 +85,10 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A target or draft in a bundle. `precision` maps a layer class (`linear`, `head`, `embedding`) to its form.
+    """A target or draft. `precision` maps a layer class (`linear`, `head`, `embedding`) to its form.
 
-    `widths_agree`: every width gave the same bits when the bundle was made; if not, decoding goes through `verify`.
+    `widths_agree`: every width gave the same bits when the bundle was made; if not, decoding goes through
+    `verify`.
     """
 
     name: str
@@ -125,31 +133,56 @@ class Manifest:
 
 
 def step_inputs(kind: str, width: int, model: ModelSpec, rows: int) -> tuple[TensorSpec, ...]:
-    """Inputs of a step graph: tokens [1,S], position [1], count [1], the row wanted (prefill), then 2L caches [1,KV,rows,d]."""
+    """Inputs of a step graph: tokens [1,S], position [1], count [1], the row wanted (prefill), 2L caches.
+
+    A cache is [1,KV,rows,d].
+    """
     cache = (1, model.kv_heads, rows, model.head_dim)
-    head = [TensorSpec("tokens", "int32", (1, width)), TensorSpec("position", "int32", (1,)), TensorSpec("count", "int32", (1,))]
+    head = [
+        TensorSpec("tokens", "int32", (1, width)),
+        TensorSpec("position", "int32", (1,)),
+        TensorSpec("count", "int32", (1,)),
+    ]
     if kind == "prefill":
         head.append(TensorSpec("row", "int32", (1,)))
-    caches = [TensorSpec(f"{part}_{i}", "float32", cache) for part in ("keys", "values") for i in range(model.layers)]
+    caches = [
+        TensorSpec(f"{part}_{i}", "float32", cache)
+        for part in ("keys", "values")
+        for i in range(model.layers)
+    ]
     return tuple(head + caches)
 
 
-def step_outputs(kind: str, width: int, model: ModelSpec, cache: CacheSpec, bucket: int, head_rows: int, top: int = 8) -> tuple[TensorSpec, ...]:
-    """Outputs of a step graph: logits [1,R,head rows], argmax [1,R] (R = 1 in prefill, else S), then the new rows.
+def step_outputs(
+    kind: str, width: int, model: ModelSpec, cache: CacheSpec, bucket: int, head_rows: int, top: int = 8
+) -> tuple[TensorSpec, ...]:
+    """Outputs of a step graph: logits [1,R,head rows], argmax [1,R] (R = 1 in prefill, else S), new rows.
 
-    A draft also gives entropy [1,S] in nats and its top-k (probabilities and target ids) [1,S,k]. New rows are
-    [L,KV,S,d] under the `rows` contract, and the 2L updated buffers under `append`.
+    A draft also gives entropy [1,S] in nats and its top-k (probabilities and target ids) [1,S,k]. New rows
+    are [L,KV,S,d] under the `rows` contract, and the 2L updated buffers under `append`.
     """
     rows = 1 if kind == "prefill" else width
     head = [TensorSpec("logits", "float32", (1, rows, head_rows)), TensorSpec("argmax", "int32", (1, rows))]
     if kind == "draft":
-        head += [TensorSpec("entropy", "float32", (1, rows)), TensorSpec("top_probabilities", "float32", (1, rows, top)),
-                 TensorSpec("top_ids", "int32", (1, rows, top))]
+        head += [
+            TensorSpec("entropy", "float32", (1, rows)),
+            TensorSpec("top_probabilities", "float32", (1, rows, top)),
+            TensorSpec("top_ids", "int32", (1, rows, top)),
+        ]
     if cache.contract == "rows":
         shape = (model.layers, model.kv_heads, width, model.head_dim)
-        return tuple([*head, TensorSpec("new_keys", "float32", shape), TensorSpec("new_values", "float32", shape)])
+        return tuple(
+            [*head, TensorSpec("new_keys", "float32", shape), TensorSpec("new_values", "float32", shape)]
+        )
     shape = (1, model.kv_heads, cache.rows(bucket), model.head_dim)
-    return tuple(head + [TensorSpec(f"new_{part}_{i}", "float32", shape) for part in ("keys", "values") for i in range(model.layers)])
+    return tuple(
+        head
+        + [
+            TensorSpec(f"new_{part}_{i}", "float32", shape)
+            for part in ("keys", "values")
+            for i in range(model.layers)
+        ]
+    )
 
 
 def to_json(value: Any) -> Any:
@@ -158,28 +191,63 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: Any, data: Any, where: str = "manifest") -> Any:
-    """Build `kind` from JSON data, checking every type; an unknown, missing or mistyped field is a BundleError naming it."""
-    bad = lambda what: BundleError(f"{where}: {what}", "export the bundle again with this version of edgespec")  # noqa: E731
-    origin = get_origin(kind)
+    """Build `kind` from JSON data that nobody vouches for; the first fault is a BundleError naming its field.
+
+    A field unknown, missing or of another type is a fault (a bool is not an int), and so are an int below 0
+    or above 2^48 and a text that is not UTF-8, holds a control character or is longer than 4,096 characters.
+    """
     if is_dataclass(kind):
-        if not isinstance(data, dict):
-            raise bad(f"is {type(data).__name__}, not an object")
-        hints = get_type_hints(kind)
-        if unknown := sorted(set(data) - set(hints)):
-            raise bad(f"unknown field {unknown[0]!r}")
-        missing = [f.name for f in fields(kind) if f.name not in data]
-        if missing:
-            raise bad(f"field {missing[0]!r} is missing")
+        hints = _hints(kind)  # type: ignore[arg-type]
+        if unknown := sorted(set(_expect(dict, data, where)) - set(hints)):
+            raise _fault(where, f"unknown field {_short(unknown[0])}")
+        if missing := [name for name in hints if name not in data]:
+            raise _fault(where, f"field {missing[0]!r} is missing")
         return kind(**{name: from_json(hints[name], data[name], f"{where}.{name}") for name in hints})  # type: ignore[operator]
-    if origin is tuple:
-        if not isinstance(data, list | tuple):
-            raise bad(f"is {type(data).__name__}, not a list")
-        return tuple(from_json(get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(data))
-    if origin is dict:
-        if not isinstance(data, dict):
-            raise bad(f"is {type(data).__name__}, not an object")
-        return {key: from_json(get_args(kind)[1], item, f"{where}.{key}") for key, item in data.items()}
-    choices = get_args(kind) or (kind,)
+    if get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        return tuple(
+            from_json(item, value, f"{where}[{i}]") for i, value in enumerate(_expect(list, data, where))
+        )
+    if get_origin(kind) is dict:
+        item = get_args(kind)[1]
+        pairs = _expect(dict, data, where).items()
+        return {
+            _scalar((str,), key, where): from_json(item, value, f"{where}[{_short(key)}]")
+            for key, value in pairs
+        }
+    return _scalar(get_args(kind) or (kind,), data, where)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _scalar(choices: tuple[type, ...], data: Any, where: str) -> Any:
     if type(data) not in choices:
-        raise bad(f"is {type(data).__name__}, not {' or '.join(c.__name__ for c in choices)}")
+        raise _fault(where, f"is {_name(type(data))}, not {' or '.join(_name(c) for c in choices)}")
+    if type(data) is int and not 0 <= data < LARGEST_INT:
+        raise _fault(where, f"is {'negative' if data < 0 else 'absurdly large'}")
+    if type(data) is str and (
+        len(data) > LONGEST_TEXT or any(c < " " or "\ud800" <= c <= "\udfff" for c in data)
+    ):
+        raise _fault(where, f"{_short(data)} is too long or holds a control character")
     return data
+
+
+def _expect(kind: type, data: Any, where: str) -> Any:
+    if type(data) is not kind and not (kind is list and type(data) is tuple):
+        raise _fault(where, f"is {_name(type(data))}, not {_name(kind)}")
+    return data
+
+
+def _name(kind: type) -> str:
+    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(kind, kind.__name__)
+
+
+def _short(text: str) -> str:
+    return ascii(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _fault(where: str, what: str) -> BundleError:
+    return BundleError(f"{where}: {what}", "export the bundle again with this version of edgespec")

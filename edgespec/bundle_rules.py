@@ -1,0 +1,196 @@
+"""What a manifest must mean to be a bundle: known words, numbers that agree, graphs of the contract's shapes.
+
+Types are edgespec.spec's business and files are edgespec.bundle's; nothing here touches a disk.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from edgespec import policy
+from edgespec.errors import BundleError, InputError
+from edgespec.spec import (
+    BYTES_PER_ELEMENT,
+    CONTRACTS,
+    DEVICES,
+    KINDS,
+    LAYER_CLASSES,
+    MODELS,
+    PRECISIONS,
+    CacheSpec,
+    GraphSpec,
+    Manifest,
+    ModelEntry,
+    ModelSpec,
+    TensorSpec,
+    TokenizerEntry,
+    step_inputs,
+    step_outputs,
+)
+
+LARGEST = {
+    "layers": 2**10,
+    "hidden": 2**20,
+    "heads": 2**12,
+    "kv_heads": 2**12,
+    "head_dim": 2**14,
+    "vocab": 2**24,
+}
+MOST_SLOTS = 2**24
+MOST_GRAPHS = 2**10
+
+
+def check(manifest: Manifest) -> None:
+    """Nothing, or a BundleError that names the first field which makes no sense."""
+    _known(manifest.device, DEVICES, "device")
+    names = [model.name for model in manifest.models]
+    if sorted(names, reverse=True) not in (["target"], ["target", "draft"]):
+        raise _fault("models", f"must be one target and at most one draft, not {ascii(names)[:60]}")
+    for model in manifest.models:
+        _check_model(model, manifest.device)
+    vocab = max(model.spec.vocab for model in manifest.models)
+    _check_tokenizer(manifest.tokenizer, vocab)
+    for name, entry in manifest.files.items():
+        if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
+            raise _fault(f"files[{name!r}].sha256", "is not 64 hexadecimal digits")
+
+
+def _check_model(model: ModelEntry, device: str) -> None:
+    where = f"models.{model.name}"
+    _known(model.name, MODELS, "models")
+    _check_spec(model.spec, f"{where}.spec")
+    _check_cache(model.cache, device, f"{where}.cache")
+    for layer_class, precision in model.precision.items():
+        _known(layer_class, LAYER_CLASSES, f"{where}.precision")
+        _known(precision, PRECISIONS, f"{where}.precision.{layer_class}")
+    if not 1 <= model.head_rows <= model.spec.vocab:
+        raise _fault(
+            f"{where}.head_rows", f"is {model.head_rows}, not 1 to the vocabulary {model.spec.vocab}"
+        )
+    if len(model.graphs) > MOST_GRAPHS:
+        raise _fault(f"{where}.graphs", f"are {len(model.graphs)}, more than {MOST_GRAPHS}")
+    for graph in model.graphs:
+        _check_graph(graph, model, f"{where}.{graph.file[:60]!a}")
+    twice = Counter((g.kind, g.width, g.bucket) for g in model.graphs)
+    for (kind, width, bucket), times in twice.items():
+        if times > 1:
+            raise _fault(f"{where}.graphs", f"hold {kind} of width {width} for bucket {bucket} twice")
+    _check_complete(model, where)
+
+
+def _check_spec(spec: ModelSpec, where: str) -> None:
+    for name, most in LARGEST.items():
+        if not 1 <= getattr(spec, name) <= most:
+            raise _fault(f"{where}.{name}", f"is {getattr(spec, name)}, not 1 to {most}")
+    if spec.heads % spec.kv_heads:
+        raise _fault(f"{where}.kv_heads", f"{spec.kv_heads} does not divide heads {spec.heads}")
+    if spec.positions < 1:
+        raise _fault(f"{where}.positions", "is 0")
+    if len(spec.windows) != spec.layers:
+        raise _fault(f"{where}.windows", f"are {len(spec.windows)}, not one for each of {spec.layers} layers")
+
+
+def _check_cache(cache: CacheSpec, device: str, where: str) -> None:
+    _known(cache.contract, CONTRACTS, f"{where}.contract")
+    if device == "npu" and cache.contract != "rows":
+        raise _fault(f"{where}.contract", "is append, which no npu can run")
+    if not 1 <= cache.block <= cache.budget:
+        raise _fault(f"{where}.block", f"is {cache.block}, not 1 to the budget {cache.budget}")
+    if cache.slots > MOST_SLOTS:
+        raise _fault(f"{where}.budget", f"is absurdly large: {cache.budget}")
+    buckets = cache.buckets
+    if not buckets or list(buckets) != sorted(set(buckets)) or buckets[-1] != cache.budget:
+        raise _fault(
+            f"{where}.buckets", f"{list(buckets[:8])} must ascend and end with the budget {cache.budget}"
+        )
+    if buckets[0] < cache.block:
+        raise _fault(f"{where}.buckets", f"hold {buckets[0]}, less than the block {cache.block}")
+    if not 1 <= cache.widest <= cache.block:
+        raise _fault(f"{where}.widest", f"is {cache.widest}, not 1 to the block {cache.block}")
+    try:
+        policy.parse(cache.policy, cache.sinks, cache.recent, cache.budget)
+    except InputError as error:
+        raise _fault(f"{where}.policy", error.message) from None
+
+
+def _check_graph(graph: GraphSpec, model: ModelEntry, where: str) -> None:
+    cache, spec = model.cache, model.spec
+    _known(graph.kind, KINDS, f"{where}.kind")
+    if graph.bucket not in cache.buckets:
+        raise _fault(f"{where}.bucket", f"{graph.bucket} is none of the cache's {list(cache.buckets[:8])}")
+    for tensor in (*graph.inputs, *graph.outputs):
+        _check_tensor(tensor, where)
+    if graph.kind == "commit":
+        return _check_commit(graph, model, where)
+    if not 1 <= graph.width <= cache.widest:
+        raise _fault(f"{where}.width", f"is {graph.width}, not 1 to the widest {cache.widest}")
+    fixed = {"decode": 1, "draft": 2, "prefill": cache.block}.get(graph.kind, graph.width)
+    if graph.width != fixed or (graph.kind == "verify" and graph.width < 2):
+        raise _fault(f"{where}.width", f"is {graph.width}, which no {graph.kind} graph has")
+    # Sizes first: the expected tensors are only built where the file has as many.
+    expected = 2 * spec.layers + (4 if graph.kind == "prefill" else 3)
+    if len(graph.inputs) != expected:
+        raise _fault(f"{where}.inputs", f"are {len(graph.inputs)}, not {expected}")
+    _same(
+        graph.inputs, step_inputs(graph.kind, graph.width, spec, cache.rows(graph.bucket)), f"{where}.inputs"
+    )
+    outputs = step_outputs(graph.kind, graph.width, spec, cache, graph.bucket, model.head_rows, _top(graph))
+    _same(graph.outputs, outputs, f"{where}.outputs")
+
+
+def _top(graph: GraphSpec) -> int:
+    """How many candidates a draft graph offers; any number will do."""
+    return next((t.shape[-1] for t in graph.outputs if t.name == "top_ids" and t.shape), 1)
+
+
+def _check_commit(graph: GraphSpec, model: ModelEntry, where: str) -> None:
+    """A commit graph reads one layer's filled cache and says which N rows stay: keep [KV, N], ascending."""
+    shapes = {t.name: (t.dtype, t.shape) for t in graph.outputs}
+    kept = ("int32", (model.spec.kv_heads, graph.bucket))
+    if shapes.get("keep") != kept:
+        raise _fault(f"{where}.outputs", f"lack keep {kept[0]} {list(kept[1])}")
+    if "keys" not in {t.name for t in graph.inputs}:
+        raise _fault(f"{where}.inputs", "lack keys")
+
+
+def _check_tensor(tensor: TensorSpec, where: str) -> None:
+    if tensor.dtype not in BYTES_PER_ELEMENT:
+        raise _fault(f"{where}.{tensor.name[:40]!a}", f"has the unknown type {tensor.dtype[:20]!a}")
+    if len(tensor.shape) > 8 or not all(1 <= size < 2**32 for size in tensor.shape):
+        raise _fault(f"{where}.{tensor.name[:40]!a}", f"has the impossible shape {list(tensor.shape[:8])}")
+
+
+def _same(found: tuple[TensorSpec, ...], expected: tuple[TensorSpec, ...], where: str) -> None:
+    if len(found) != len(expected):
+        raise _fault(where, f"are {len(found)}, not {len(expected)}")
+    for have, want in zip(found, expected, strict=True):
+        if have != want:
+            text = f"{have.name[:40]!a} {have.dtype[:20]!a} {list(have.shape)}"
+            raise _fault(where, f"hold {text} where {want.name} {want.dtype} {list(want.shape)} must be")
+
+
+def _check_complete(model: ModelEntry, where: str) -> None:
+    """Every bucket has what a runtime calls; where rows can be evicted there is a graph that chooses them."""
+    have = {(g.kind, g.bucket) for g in model.graphs}
+    needed = ("prefill", "decode") if model.name == "target" else ("prefill", "draft")
+    for bucket in model.cache.buckets:
+        for kind in needed:
+            if (kind, bucket) not in have:
+                raise _fault(f"{where}.graphs", f"lack {kind} for bucket {bucket}")
+    if model.cache.policy == "keydiff" and ("commit", model.cache.budget) not in have:
+        raise _fault(f"{where}.graphs", f"lack commit for policy {model.cache.policy}")
+
+
+def _check_tokenizer(tokenizer: TokenizerEntry, vocab: int) -> None:
+    ids = [*tokenizer.stop_ids, *([] if tokenizer.bos_id is None else [tokenizer.bos_id])]
+    if any(i >= vocab for i in ids):
+        raise _fault("tokenizer", f"names the id {max(ids)}, and the vocabulary has {vocab}")
+
+
+def _known(word: str, words: tuple[str, ...], where: str) -> None:
+    if word not in words:
+        raise _fault(where, f"{word[:40]!a} is none of {', '.join(words)}")
+
+
+def _fault(where: str, what: str) -> BundleError:
+    return BundleError(f"manifest.{where}: {what}", "export the bundle again with this version of edgespec")

@@ -1,0 +1,271 @@
+"""What each command can be told: frozen dataclasses whose fields are the flags, checked without any model.
+
+A field's metadata holds its help text: a flag that does nothing cannot exist. Paths, words and divisibility
+are settled here, before the first slow step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from edgespec.bundle import check_output
+from edgespec.errors import InputError
+from edgespec.policy import NAMES as POLICIES
+from edgespec.policy import parse as parse_policy
+from edgespec.spec import DEVICES, PRECISIONS
+
+FORMATS = ("onnx",)
+DEVICE_PRECISIONS = {"cpu": PRECISIONS, "npu": ("int4", "fp16")}
+LARGEST_BUDGET = 2**20
+
+
+def _flag(text: str, default: Any = MISSING, **more: Any) -> Any:
+    return field(metadata={"help": text, **more}, **({} if default is MISSING else {"default": default}))
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """`edgespec export`: what to export, how large its caches are, and in which form its weights are kept."""
+
+    target: str = _flag("Hugging Face folder, .gguf file, or the word demo", positional=True)
+    output: str = _flag("folder of the bundle to make", short="-o")
+    draft: str | None = _flag("draft model: folder, .gguf file, or demo (two of the target's layers)", None)
+    budget: int = _flag("cache rows that survive an eviction", 1024)
+    block: int = _flag("cache rows evicted at once, and tokens of one prefill call", 128)
+    widths: tuple[int, ...] = _flag("widths of the verify graphs", (2, 4, 8))
+    policy: str = _flag("how evicted rows are chosen", "keydiff", choices=POLICIES)
+    sinks: int = _flag("first positions that are never evicted", 4)
+    recent: int = _flag("newest rows that are never evicted", 32)
+    buckets: tuple[int, ...] = _flag("further, smaller cache budgets with their own graphs", ())
+    truncate_window: bool = _flag("allow a budget below the model's sliding window", False)
+    device: str = _flag("where the bundle runs", "cpu", choices=DEVICES)
+    format: str = _flag("file format of the graphs", "onnx", choices=FORMATS)
+    weights: str | None = _flag("form of the weights (default: the device's best)", None, choices=PRECISIONS)
+    head: str | None = _flag("form of the LM head, where it differs", None, choices=PRECISIONS)
+    embedding: str | None = _flag("form of the embedding, where it differs", None, choices=PRECISIONS)
+    draft_vocab: str | None = _flag("file with one token id a line: the rows of the draft's head", None)
+    draft_rows: int = _flag("rows of the draft's head when chosen by frequency", 16384)
+    draft_budget: int = _flag("cache rows of the draft that survive an eviction", 256)
+    draft_policy: str = _flag("how the draft's evicted rows are chosen", "keydiff", choices=POLICIES)
+    text: str | None = _flag("text file for calibration and token frequencies", None)
+    force: bool = _flag("replace the bundle at the output once the new one is complete", False)
+
+    @property
+    def all_buckets(self) -> tuple[int, ...]:
+        """Every cache budget of the target, ascending; the last is `budget`."""
+        return tuple(sorted({*self.buckets, self.budget}))
+
+    def check(self) -> ExportConfig:
+        """Itself, or an InputError for the first value that cannot work."""
+        self._check_cache()
+        self._check_draft()
+        self._check_weights()
+        for name in ("target", "draft"):
+            _check_model(name, getattr(self, name))
+        for name in ("text", "draft_vocab"):
+            _check_file(name, getattr(self, name))
+        check_output(Path(os.path.abspath(self.output)), self.force)
+        return self
+
+    def _check_cache(self) -> None:
+        _between("budget", self.budget, 2, LARGEST_BUDGET)
+        _between("block", self.block, 2, LARGEST_BUDGET)
+        if self.block > self.budget:
+            raise InputError(
+                f"block {self.block} is larger than budget {self.budget}",
+                f"use --block {max(2, self.budget // 2)}, or --budget {self.block}",
+            )
+        _ascending("widths", self.widths)
+        if not self.widths or self.widths[0] < 2:
+            raise InputError(f"widths {_listed(self.widths)} must be 2 or more", "use --widths 2,4,8")
+        if self.widths[-1] > self.block:
+            raise InputError(
+                f"width {self.widths[-1]} is larger than block {self.block}",
+                f"use --block {self.widths[-1]} or more, or narrower --widths",
+            )
+        _ascending("buckets", self.buckets)
+        for bucket in self.buckets:
+            if bucket != self.budget and (bucket > self.budget or bucket % self.block or bucket == 0):
+                raise InputError(
+                    f"bucket {bucket} is not a multiple of block {self.block} up to budget {self.budget}",
+                    f"use --buckets {self.block}, or leave --buckets out",
+                )
+        parse_policy(self.policy, self.sinks, self.recent, self.budget)
+
+    def _check_draft(self) -> None:
+        if self.draft is None:
+            for name in ("draft_vocab", "draft_rows", "draft_budget", "draft_policy"):
+                if getattr(self, name) != _default(ExportConfig, name):
+                    flag = _flag_name(name)
+                    raise InputError(f"{flag} is given without a draft", f"add --draft, or leave {flag} out")
+            return
+        _between("draft_budget", self.draft_budget, 2, LARGEST_BUDGET)
+        _between("draft_rows", self.draft_rows, 1, 2**24)
+        if self.block > self.draft_budget:
+            raise InputError(
+                f"block {self.block} is larger than draft_budget {self.draft_budget}",
+                f"use --draft-budget {self.block} or more, or --block {max(2, self.draft_budget)}",
+            )
+        parse_policy(self.draft_policy, self.sinks, self.recent, self.draft_budget)
+
+    def _check_weights(self) -> None:
+        _one_of("device", self.device, DEVICES)
+        _one_of("format", self.format, FORMATS)
+        allowed = DEVICE_PRECISIONS[self.device]
+        for name in ("weights", "head", "embedding"):
+            form = getattr(self, name)
+            if form is not None and form not in allowed:
+                _one_of(name, form, PRECISIONS)
+                hint = f"use --{name} {' or '.join(allowed)}, or --device cpu"
+                raise InputError(f"{name} {form} cannot run on device {self.device}", hint)
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """`edgespec inspect`."""
+
+    bundle: str = _flag("folder of the bundle", positional=True)
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """`edgespec check`: the bundle, and what to compare it with."""
+
+    bundle: str = _flag("folder of the bundle", positional=True)
+    source: str | None = _flag("checkpoint to compare with (default: where the bundle came from)", None)
+    text: str | None = _flag("text file for the numeric checks", None)
+    ops: str | None = _flag("operator set (default: the bundle's device)", None, choices=DEVICES)
+    self_only: bool = _flag("only test, on this machine, that widths agree bitwise", False, flag="--self")
+
+    def check(self) -> CheckConfig:
+        """Itself, or an InputError for the first value that cannot work."""
+        _check_model("source", self.source)
+        _check_file("text", self.text)
+        return self
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """`edgespec generate`: the bundle and the prompt."""
+
+    bundle: str = _flag("folder of the bundle", positional=True)
+    prompt: str = _flag("what to say to the model", positional=True)
+    tokens: int = _flag("most tokens to generate", 128)
+    raw: bool = _flag("continue the prompt as plain text, without the chat template", False)
+
+    def check(self) -> GenerateConfig:
+        """Itself, or an InputError for the first value that cannot work."""
+        _between("tokens", self.tokens, 1, 2**20)
+        if not self.prompt.strip():
+            raise InputError("the prompt is empty", 'write one: edgespec generate BUNDLE "..."')
+        return self
+
+
+def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
+    """Give the parser one argument for each field of a config."""
+    hints = get_type_hints(kind)
+    for item in fields(kind):
+        _add_flag(parser, item, hints[item.name])
+
+
+def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any) -> None:
+    extra: dict[str, Any] = {"help": item.metadata["help"]}
+    if choices := item.metadata.get("choices"):
+        extra["choices"] = choices
+    if item.metadata.get("positional"):
+        parser.add_argument(item.name, metavar=item.name.upper(), **extra)
+        return
+    long = item.metadata.get("flag", _flag_name(item.name))
+    names = [item.metadata["short"], long] if "short" in item.metadata else [long]
+    if hint is bool:
+        parser.add_argument(*names, action="store_true", dest=item.name, **extra)
+        return
+    extra |= {"dest": item.name, "required": item.default is MISSING, "default": item.default}
+    if item.default is MISSING:
+        extra.pop("default")
+    elif item.default not in (None, ()):
+        shown = _listed(item.default) if isinstance(item.default, tuple) else item.default
+        extra["help"] += f" (default: {shown})"
+    if "choices" not in extra:
+        extra["metavar"] = {int: "N", tuple[int, ...]: "N,N,..."}.get(hint, item.name.upper())
+    parser.add_argument(*names, type=_parser_of(hint), **extra)
+
+
+def from_values(kind: type, values: dict[str, Any]) -> Any:
+    """The config of these values, types checked; a key that is no field is an InputError."""
+    hints = get_type_hints(kind)
+    if unknown := sorted(set(values) - set(hints)):
+        raise InputError(f"unknown setting {unknown[0]!r}", f"use one of: {', '.join(hints)}")
+    for item in fields(kind):
+        if item.default is MISSING and item.name not in values:
+            raise InputError(f"{item.name} is missing", f"give {_flag_name(item.name)}")
+    for name, value in values.items():
+        wanted = get_args(hints[name]) or (hints[name],)
+        is_list = hints[name] == tuple[int, ...]
+        right = (
+            isinstance(value, tuple) and all(type(v) is int for v in value)
+            if is_list
+            else type(value) in wanted
+        )
+        if not right:
+            raise InputError(
+                f"{name} is {value!r}, which has the wrong type", f"see edgespec --help for {name}"
+            )
+    return kind(**values)
+
+
+def _parser_of(hint: Any) -> Any:
+    if hint is int:
+        return int
+    return _int_list if hint == tuple[int, ...] else str
+
+
+def _int_list(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 2,4,8") from None
+
+
+def _flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _default(kind: type, name: str) -> Any:
+    return next(item.default for item in fields(kind) if item.name == name)
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return ",".join(map(str, values))
+
+
+def _between(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise InputError(f"{name} {value} is not {least} to {most}", f"use another {_flag_name(name)}")
+
+
+def _ascending(name: str, values: tuple[int, ...]) -> None:
+    if list(values) != sorted(set(values)):
+        tidy = _listed(tuple(sorted(set(values))))
+        raise InputError(f"{name} {_listed(values)} must ascend", f"use {_flag_name(name)} {tidy}")
+
+
+def _one_of(name: str, value: str, words: tuple[str, ...]) -> None:
+    if value not in words:
+        raise InputError(f"unknown {name} {value!r}", f"use one of: {', '.join(words)}")
+
+
+def _check_model(name: str, value: str | None) -> None:
+    if value is not None and value != "demo" and not os.path.exists(value):
+        raise InputError(
+            f"{name} {value!r} does not exist", "give a model folder, a .gguf file, or the word demo"
+        )
+
+
+def _check_file(name: str, value: str | None) -> None:
+    if value is not None and not os.path.isfile(value):
+        raise InputError(f"{name} {value!r} is not a file", f"give an existing file to {_flag_name(name)}")
