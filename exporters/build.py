@@ -1,0 +1,83 @@
+"""Builds one ONNX graph node by node. Knows onnx_ir and nothing of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+OPSETS = {"": 23, "com.microsoft": 1}
+IR_VERSION = 11
+
+
+class Builder:
+    """Appends nodes to a graph under construction; equal constants and equal work are written once."""
+
+    def __init__(self) -> None:
+        self.nodes: list[ir.Node] = []
+        self.inputs: list[ir.Value] = []
+        self.initializers: dict[str, ir.Value] = {}
+        self.memo: dict[Hashable, Any] = {}
+
+    def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any) -> Any:
+        """Append a node; its output, or a tuple of them where `outputs` > 1."""
+        node = ir.node(kind, list(inputs), attributes=attributes, domain=domain, num_outputs=outputs)
+        for i, value in enumerate(node.outputs):
+            value.name = f"{kind.lower()}_{len(self.nodes)}" + (f"_{i}" if i else "")
+        self.nodes.append(node)
+        return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+
+    def const(self, array: Any) -> ir.Value:
+        """A constant, once per value and type."""
+        array = np.asarray(array, order="C")
+        key = ("const", array.dtype.str, array.shape, array.tobytes())
+        return self.once(key, lambda: self.initializer(ir.tensor(array, name=f"const_{len(self.initializers)}")))
+
+    def initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
+        """A stored tensor under its own name, once."""
+        name = tensor.name or ""
+        if name not in self.initializers:
+            self.initializers[name] = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype),
+                                               const_value=tensor)
+        return self.initializers[name]
+
+    def input(self, name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+        """A graph input."""
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+        self.inputs.append(value)
+        return value
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """`make()`'s answer, computed at the first call with this key."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]
+
+    def model(self, name: str, outputs: dict[str, tuple[ir.Value, ir.DataType, tuple[int, ...]]]) -> ir.Model:
+        """The finished model: unused nodes dropped, outputs named, typed and shaped."""
+        used = live(self.nodes, [value for value, _, _ in outputs.values()])
+        taken: list[ir.Value] = []
+        for label, (value, dtype, shape) in outputs.items():
+            if value.producer() is None or value in taken:  # an input or a shared value needs a node to carry the output's name
+                value = self.op("Identity", value)
+                used.append(self.nodes[-1])
+            value.name, value.shape, value.type = label, ir.Shape(shape), ir.TensorType(dtype)
+            taken.append(value)
+        read = {v for node in used for v in node.inputs if v is not None}
+        domains = {node.domain for node in used} | {""}
+        graph = ir.Graph(self.inputs, taken, nodes=used, name=name,
+                         initializers=[v for v in self.initializers.values() if v in read],
+                         opset_imports={d: OPSETS[d] for d in sorted(domains)})
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgespec")
+
+
+def live(nodes: list[ir.Node], wanted: list[ir.Value]) -> list[ir.Node]:
+    """The nodes that something wanted depends on, in order."""
+    needed, kept = set(wanted), []
+    for node in reversed(nodes):
+        if any(output in needed for output in node.outputs):
+            kept.append(node)
+            needed.update(v for v in node.inputs if v is not None)
+    return kept[::-1]

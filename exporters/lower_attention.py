@@ -1,0 +1,106 @@
+"""The one attention operator on its two cache contracts (design, section 3).
+
+rows: a pure function in standard operators, two-part attention, for an NPU. append: ONNX Runtime's GroupQueryAttention,
+which reads the filled part only and appends the call's rows to the buffers bound as its outputs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from edgespec.exporters.attention import MASKED
+
+if TYPE_CHECKING:
+    from edgespec.exporters.lower_onnx import Lowering
+
+Triple = tuple[ir.Value, ir.Value, ir.Value]
+BY_ROW = (0, 2, 1, 3)
+
+
+def rows_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
+    """Out [1,S,H,d] and the call's own rows [1,KV,S,d]; scores of cache and call are concatenated, never the keys."""
+    b, spec, width = low.b, low.spec, low.target.width
+    query, key, value = (low.get(v) for v in node.inputs[:3])
+    keys, values = low.inputs[f"keys_{layer}"], low.inputs[f"values_{layer}"]
+    scale, window, softcap = (node.attributes[name].value for name in ("scale", "window", "softcap"))
+    group = spec.heads // spec.kv_heads
+    shape = lambda *dims: b.const(np.array(dims, np.int64))  # noqa: E731
+    number = lambda x: b.const(np.float32(x))  # noqa: E731
+    q = b.op("Reshape", b.op("Mul", query, number(scale)), shape(1, spec.kv_heads, group * width, spec.head_dim))
+    turned = lambda x: b.op("Transpose", x, perm=[0, 1, 3, 2])  # noqa: E731
+    scores = b.op("Concat", b.op("MatMul", q, turned(keys)), b.op("MatMul", q, turned(key)), axis=-1)
+    if softcap:
+        scores = b.op("Mul", b.op("Tanh", b.op("Mul", scores, number(1 / softcap))), number(softcap))
+    slots = low.target.cache.rows(low.target.bucket)
+    seen = b.once(("seen", window), lambda: mask(low, slots, window, group))
+    p = b.op("Softmax", b.op("Where", seen, scores, number(MASKED)), axis=-1)
+    old = b.op("Slice", p, shape(0), shape(slots), shape(3))
+    new = b.op("Slice", p, shape(slots), shape(slots + width), shape(3))
+    out = b.op("Add", b.op("MatMul", old, values), b.op("MatMul", new, value))
+    out = b.op("Reshape", out, shape(1, spec.heads, width, spec.head_dim))
+    return b.op("Transpose", out, perm=list(BY_ROW)), key, value
+
+
+def mask(low: Lowering, slots: int, window: int, group: int) -> ir.Value:
+    """What each row sees, bool [1,1,group·S,slots+S], built once per call: slots < count, then rows <= its own.
+
+    With a window w the slot's distance to the row must stay under w; slots stand in order of position.
+    """
+    b, width = low.b, low.target.width
+    row, slot = np.arange(width, dtype=np.int32), np.arange(slots, dtype=np.int32)
+    count = low.inputs["count"]
+    filled = b.op("Expand", b.op("Less", b.const(slot[None]), count), b.const(np.array([width, slots], np.int64)))
+    if window:  # slot > count + row - window
+        filled = b.op("And", filled, b.op("Greater", b.const(slot[None] - row[:, None] + window), count))
+    apart = row[:, None] - row[None]
+    causal = b.const((apart >= 0) & (apart < window) if window else apart >= 0)
+    seen = b.op("Concat", filled, causal, axis=1)
+    if group > 1:
+        seen = b.op("Concat", *[seen] * group, axis=0)
+    return b.op("Reshape", seen, b.const(np.array([1, 1, group * width, slots + width], np.int64)))
+
+
+def append_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
+    """Out [1,S,H,d] and both buffers with the call's rows at `count`; bind each buffer as input and as output.
+
+    GroupQueryAttention rounds otherwise at one row: a one-row call attends with its row twice (the second copy lands on
+    a slot beyond the count, which holds garbage by contract), so that decode gives the bits of a verify row.
+    """
+    b, spec, width = low.b, low.spec, low.target.width
+    scale, window, softcap = (node.attributes[name].value for name in ("scale", "window", "softcap"))
+    q, k, v = (by_row(low, value) for value in node.inputs[:3])
+    rows = max(width, 2)
+    if width == 1:
+        q, k, v = (b.op("Concat", x, x, axis=1) for x in (q, k, v))
+    count = low.inputs["count"]
+    last = b.once("last", lambda: b.op("Add", count, b.const(np.array([rows - 1], np.int32))))
+    total = b.once("total", lambda: b.op("Add", count, b.const(np.array([rows], np.int32))))
+    attributes = {"softcap": softcap} if softcap else {}
+    if window:
+        attributes["local_window_size"] = window
+    out, new_keys, new_values = b.op(
+        "GroupQueryAttention", q, k, v, low.inputs[f"keys_{layer}"], low.inputs[f"values_{layer}"], last, total,
+        domain="com.microsoft", outputs=3, num_heads=spec.heads, kv_num_heads=spec.kv_heads, scale=scale, **attributes)
+    if width == 1:
+        out = b.op("Gather", out, b.const(np.array([0], np.int64)), axis=1)
+    low.flat[node.outputs[0]] = out
+    return b.op("Reshape", out, b.const(np.array([1, width, spec.heads, spec.head_dim], np.int64))), new_keys, new_values
+
+
+def by_row(low: Lowering, value: ir.Value) -> ir.Value:
+    """A value that the program holds as [1,H,S,d], as [1,S,H·d]: transposes are undone, not added, where the model made them."""
+    node = value.producer()
+    heads, dim = int(value.shape[1]), int(value.shape[3])
+    flat = low.b.const(np.array([1, low.target.width, heads * dim], np.int64))
+    if node is not None and node.op_type == "Rope":
+        return low.rotate(node, by_row(low, node.inputs[0]), num_heads=heads)
+    if node is not None and node.op_type == "Transpose" and tuple(node.attributes["perm"].value) == BY_ROW:
+        inner = node.inputs[0]
+        made = inner.producer()
+        if made is not None and made.op_type == "Reshape" and len(made.inputs[0].shape) == 3:
+            return low.get(made.inputs[0])
+        return low.b.op("Reshape", low.get(inner), flat)
+    return low.b.op("Reshape", low.b.op("Transpose", low.get(value), perm=list(BY_ROW)), flat)

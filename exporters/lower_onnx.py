@@ -1,0 +1,205 @@
+"""Program -> ONNX graph of one width over caches of one size. Device choices live in lower_attention; weight forms in forms.
+
+Knows the program's named parts and nothing of model families or weight values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgespec.errors import InputError
+from edgespec.exporters.build import Builder
+from edgespec.exporters.lower_attention import append_attend, rows_attend
+from edgespec.exporters.program import DOMAIN, Program
+from edgespec.exporters.step import TRACED_WIDTH
+from edgespec.exporters.weights import Weights
+from edgespec.spec import CacheSpec, ModelSpec, TensorSpec, step_inputs, step_outputs
+
+FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
+DTYPES = {"float32": FLOAT, "int32": INT32}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a model's parameters come from and how each is stored.
+
+    `place(b, parameter, role)` -> (form, parts): role is linear, head or embedding; `plain` gives float32 arrays.
+    """
+
+    place: Callable[[Builder, str, str], tuple[Any, dict[str, ir.Value]]]
+    plain: Callable[[Builder, str, float], ir.Value]
+    head: str
+    embedding: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one graph is: its kind, width, bucket, the model's cache and whether the device wants ORT's fused operators."""
+
+    kind: str
+    width: int
+    bucket: int
+    cache: CacheSpec
+    fused: bool
+    head_ids: np.ndarray | None = None
+    head_rows: int = 0
+
+
+class Lowering:
+    """Walks a program once, giving each old value its new one."""
+
+    def __init__(self, program: Program, spec: ModelSpec, storage: Storage, target: Target) -> None:
+        self.program, self.spec, self.storage, self.target = program, spec, storage, target
+        self.b = Builder()
+        self.values: dict[ir.Value, ir.Value] = {}
+        self.new_keys: dict[int, ir.Value] = {}
+        self.new_values: dict[int, ir.Value] = {}
+        self.flat: dict[ir.Value, ir.Value] = {}  # a [1,S,H,d] value of the program that exists as [1,S,H·d] too
+        self.inputs = {t.name: self.b.input(t.name, DTYPES[t.dtype], t.shape)
+                       for t in step_inputs(target.kind, target.width, spec, target.cache.rows(target.bucket))}
+
+    def run(self) -> ir.Model:
+        """The whole graph."""
+        for value in self.program.graph.inputs:
+            self.feed(value)
+        for node in self.program.graph:
+            getattr(self, f"lower_{node.op_type.lower()}" if node.domain == DOMAIN or node.op_type == "Reshape" else "copy")(node)
+        return self.b.model(f"{self.target.kind}_{self.target.width}", self.outputs(self.get(self.program.graph.outputs[0])))
+
+    def feed(self, value: ir.Value) -> None:
+        """The program's call inputs; its parameters are met where they are used."""
+        if value.name == "tokens":
+            self.values[value] = self.inputs["tokens"]
+        elif value.name == "positions":
+            steps = self.b.const(np.arange(self.target.width, dtype=np.int32)[None])
+            self.values[value] = self.b.op("Add", self.inputs["position"], steps)
+
+    def get(self, value: ir.Value) -> ir.Value:
+        """The new value of an old one; a parameter used outside Linear, Embed and Norm becomes a plain float32 array."""
+        if value in self.values:
+            return self.values[value]
+        if value.const_value is not None:
+            array = value.const_value.numpy()
+            if TRACED_WIDTH in array.shape or (array.dtype.kind == "i" and (array == TRACED_WIDTH).any()):
+                raise InputError(f"{self.spec.family}: a constant of shape {array.shape} depends on the number of tokens in a call",
+                                 "this model's code cannot be given a fixed width; please report it")
+            return self.b.const(array)
+        return self.storage.plain(self.b, value.name or "", 0.0)
+
+    def copy(self, node: ir.Node) -> None:
+        """A standard operator, as it is."""
+        made = self.b.op(node.op_type, *[None if v is None else self.get(v) for v in node.inputs], domain=node.domain,
+                         outputs=len(node.outputs), **{a.name: a.value for a in node.attributes.values()})
+        for old, new in zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True):
+            self.values[old] = new
+
+    def lower_reshape(self, node: ir.Node) -> None:
+        """A reshape whose leading dimensions are its input's, so that it holds at any width."""
+        source, target, out = node.inputs[0], node.inputs[1], node.outputs[0]
+        wanted, given = [int(i) for i in target.const_value.numpy()], list(source.shape)
+        if source in self.flat and len(out.shape) == 3:
+            self.values[out] = self.flat[source]
+            return
+        shape = [0 if i < len(given) and size == given[i] else size for i, size in enumerate(wanted)]
+        if TRACED_WIDTH in shape:
+            raise InputError(f"{self.spec.family}: a reshape to {wanted} depends on the number of tokens in a call",
+                             "this model's code cannot be given a fixed width; please report it")
+        self.values[out] = self.b.op("Reshape", self.get(source), self.b.const(np.array(shape, np.int64)))
+
+    def lower_linear(self, node: ir.Node) -> None:
+        """x · Wᵀ in the weight's form."""
+        x, weight = node.inputs
+        role = "head" if weight.name == self.storage.head else "linear"
+        form, parts = self.storage.place(self.b, weight.name, role)
+        n, k = self.program.shapes[weight.name]
+        rows = 1 if role == "head" and self.target.kind == "prefill" else self.target.width
+        self.values[node.outputs[0]] = form.linear(self.b, self.get(x), parts, rows, n, k)
+
+    def lower_embed(self, node: ir.Node) -> None:
+        """Rows of a table: the token embedding in its form, any other table (angles) as float32."""
+        table, ids = node.inputs
+        if table.name == self.storage.embedding:
+            form, parts = self.storage.place(self.b, table.name, "embedding")
+            made = form.embed(self.b, self.get(ids), parts, self.target.width, *self.program.shapes[table.name])
+        else:
+            made = self.b.op("Gather", self.get(table), self.get(ids), axis=0)
+        self.values[node.outputs[0]] = made
+
+    def lower_norm(self, node: ir.Node) -> None:
+        """RMSNormalization, or LayerNormalization where centred; fused with the residual sum before it on a CPU."""
+        x, weight = node.inputs
+        epsilon, centred = node.attributes["epsilon"].value, node.attributes["centred"].value
+        scale = self.storage.plain(self.b, weight.name, node.attributes["offset"].value)
+        if centred:
+            made = self.b.op("LayerNormalization", self.get(x), scale, axis=-1, epsilon=epsilon)
+        elif self.target.fused and (terms := residual(x)) is not None:
+            made, *unused, total = self.b.op("SkipSimplifiedLayerNormalization", *[self.get(t) for t in terms], scale,
+                                             domain="com.microsoft", outputs=4, epsilon=epsilon)
+            for value in unused:
+                value.name = ""
+            self.values[x] = total  # whoever adds to the residual stream next reads the kernel's own sum
+        else:
+            made = self.b.op("RMSNormalization", self.get(x), scale, axis=-1, epsilon=epsilon)
+        self.values[node.outputs[0]] = made
+
+    def lower_rope(self, node: ir.Node) -> None:
+        """RotaryEmbedding over [1,H,S,d]."""
+        self.values[node.outputs[0]] = self.rotate(node, self.get(node.inputs[0]))
+
+    def rotate(self, node: ir.Node, x: ir.Value, **attributes: int) -> ir.Value:
+        """A Rope node's operator, applied to x in the layout that `attributes` say."""
+        cos, sin = self.get(node.inputs[1]), self.get(node.inputs[2])
+        half, dim = int(node.inputs[1].shape[-1]), int(node.inputs[0].shape[-1])
+        if 2 * half < dim:
+            attributes["rotary_embedding_dim"] = 2 * half
+        return self.b.op("RotaryEmbedding", x, cos, sin, interleaved=node.attributes["interleaved"].value, **attributes)
+
+    def lower_take(self, node: ir.Node) -> None:
+        """Prefill wants the logits of one row; every other kind of all."""
+        x = self.get(node.inputs[0])
+        self.values[node.outputs[0]] = self.b.op("Gather", x, self.inputs["row"], axis=1) if self.target.kind == "prefill" else x
+
+    def lower_attend(self, node: ir.Node) -> None:
+        """The one attention operator, as the cache's contract has it."""
+        attend = append_attend if self.target.cache.contract == "append" else rows_attend
+        layer = node.attributes["layer"].value
+        out, self.new_keys[layer], self.new_values[layer] = attend(self, node, layer)
+        self.values[node.outputs[0]] = out
+
+    def outputs(self, logits: ir.Value) -> dict[str, tuple[ir.Value, ir.DataType, tuple[int, ...]]]:
+        """Every output the specification names, from the logits and the layers' new rows."""
+        b, t = self.b, self.target
+        made: dict[str, ir.Value] = {"logits": logits}
+        best = b.op("ArgMax", logits, axis=-1, keepdims=0)
+        ids = None if t.head_ids is None else b.const(t.head_ids.astype(np.int32))
+        made["argmax"] = b.op("Cast", best, to=int(INT32)) if ids is None else b.op("Gather", ids, best, axis=0)
+        if t.kind == "draft":
+            log_p = b.op("LogSoftmax", logits, axis=-1)
+            p = b.op("Exp", log_p)
+            entropy = b.op("ReduceSum", b.op("Mul", p, log_p), b.const(np.array([-1], np.int64)), keepdims=0)
+            made["entropy"] = b.op("Neg", entropy)
+            top = step_outputs("draft", t.width, self.spec, t.cache, t.bucket, t.head_rows)[3].shape[-1]
+            made["top_probabilities"], places = b.op("TopK", p, b.const(np.array([top], np.int64)), axis=-1, outputs=2)
+            made["top_ids"] = b.op("Cast", places, to=int(INT32)) if ids is None else b.op("Gather", ids, places, axis=0)
+        for label, rows in (("keys", self.new_keys), ("values", self.new_values)):
+            ordered = [rows[i] for i in range(self.spec.layers)]
+            if t.cache.contract == "rows":
+                made[f"new_{label}"] = b.op("Concat", *ordered, axis=0)
+            else:
+                made.update({f"new_{label}_{i}": value for i, value in enumerate(ordered)})
+        wanted: tuple[TensorSpec, ...] = step_outputs(t.kind, t.width, self.spec, t.cache, t.bucket, t.head_rows)
+        return {w.name: (made[w.name], DTYPES[w.dtype], w.shape) for w in wanted}
+
+
+def residual(x: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """The two terms of a sum of two activations of one shape, or None."""
+    node = x.producer()
+    if node is None or node.op_type != "Add" or any(v is None or v.producer() is None for v in node.inputs):
+        return None
+    a, c = node.inputs
+    return (a, c) if a.shape == c.shape == x.shape else None
