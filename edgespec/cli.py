@@ -13,6 +13,8 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,12 +27,15 @@ OUR_BUG = 101
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         values = vars(_parser().parse_args(argv))
         command, kind = values.pop("command"), values.pop("kind")
         as_json, quiet = values.pop("json"), values.pop("quiet")
-        return command(from_values(kind, values), as_json, Progress(quiet=quiet))
+        code = command(from_values(kind, values), as_json, Progress(quiet=quiet))
+        sys.stdout.flush()
+        return code
     except EdgespecError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -51,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(config: ExportConfig, as_json: bool, progress: Progress) -> int:
     """Make a bundle."""
     config.check()
-    run = _optional(lambda: __import__("edgespec.exporters", fromlist=["export"]).export, "export")
+    run = _load("edgespec.exporters", "export")
     bundle = run(config, progress)
     if as_json:
         _print_json("export", {"bundle": str(bundle.path), "files": len(bundle.manifest.files)})
@@ -85,7 +90,7 @@ def check(config: CheckConfig, as_json: bool, progress: Progress) -> int:
 
     with progress.stage("checksums"):
         bundle = open_bundle(config.bundle)
-    run = _optional(lambda: __import__("edgespec.exporters.check", fromlist=["check"]).check, "export")
+    run = _load("edgespec.exporters.check", "check")
     result = run(
         bundle, config.source, config.text, config.ops, self_only=config.self_only, progress=progress
     )
@@ -104,9 +109,7 @@ def generate(config: GenerateConfig, as_json: bool, progress: Progress) -> int:
     from edgespec.bundle import open_bundle
 
     open_bundle(config.bundle, verify=False)
-    session_type = _optional(
-        lambda: __import__("edgespec.runtime.session", fromlist=["Session"]).Session, "onnx"
-    )
+    session_type = _load("edgespec.runtime.session", "Session", extra="onnx")
     with progress.stage("opening"):
         session = session_type.open(Path(config.bundle))
     answer = session.generate(config.prompt, tokens=config.tokens, raw=config.raw)
@@ -146,12 +149,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _optional(load: Callable[[], Any], extra: str) -> Any:
-    """What `load` imports, or a BackendError that names the extra which installs it."""
+def _load(module: str, name: str, extra: str = "export") -> Any:
+    """A part that needs an extra, or a BackendError that names the extra."""
     try:
-        return load()
+        return getattr(import_module(module), name)
     except ModuleNotFoundError as error:
-        if error.name and error.name.startswith("edgespec"):
+        if error.name is None or error.name.startswith("edgespec"):
             raise
         raise BackendError(f"{error.name} is not installed", f"pip install 'edgespec[{extra}]'") from None
 

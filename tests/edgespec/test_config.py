@@ -1,0 +1,168 @@
+"""Every setting that cannot work is refused by name, with the flag that helps, before anything is written."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from edgespec.config import CheckConfig, ExportConfig, GenerateConfig, add_flags, from_values
+from edgespec.errors import InputError
+from tests.helpers.bundles import make
+
+
+def config(folder: Path, **changes: object) -> ExportConfig:
+    return from_values(ExportConfig, {"target": "demo", "output": str(folder / "x.bundle"), **changes})
+
+
+def test_defaults(tmp_path: Path) -> None:
+    found = config(tmp_path).check()
+    assert (found.budget, found.block, found.widths, found.policy) == (1024, 128, (2, 4, 8), "keydiff")
+    assert found.all_buckets == (1024,)
+    assert config(tmp_path, buckets=(256, 512)).check().all_buckets == (256, 512, 1024)
+    assert config(tmp_path, buckets=(256, 1024)).check().all_buckets == (256, 1024)
+    assert config(tmp_path, device="npu", weights="fp16", head="int4").check().weights == "fp16"
+
+
+REFUSED = [
+    ({"block": 2048}, "block 2048 is larger than budget 1024", "use --block 512, or --budget 2048"),
+    (
+        {"widths": (2, 256)},
+        "width 256 is larger than block 128",
+        "use --block 256 or more, or narrower --widths",
+    ),
+    ({"widths": (1, 2)}, "widths 1,2 must be 2 or more", "use --widths 2,4,8"),
+    ({"widths": ()}, "widths  must be 2 or more", "use --widths 2,4,8"),
+    ({"widths": (4, 2, 4)}, "widths 4,2,4 must ascend", "use --widths 2,4"),
+    ({"budget": 1}, "budget 1 is not 2 to 1048576", "use another --budget"),
+    ({"block": 0}, "block 0 is not 2 to 1048576", "use another --block"),
+    (
+        {"buckets": (200,)},
+        "bucket 200 is not a multiple of block 128 up to budget 1024",
+        "use --buckets 128, or leave --buckets out",
+    ),
+    (
+        {"buckets": (2048,)},
+        "bucket 2048 is not a multiple of block 128 up to budget 1024",
+        "use --buckets 128, or leave --buckets out",
+    ),
+    (
+        {"sinks": 1000},
+        "sinks 1000 + recent 32 protect more rows than the budget 1024 keeps",
+        "use --budget 1032 or more, or protect fewer rows",
+    ),
+    ({"policy": "lru"}, "unknown policy 'lru'", "use one of: none, sinks, keydiff"),
+    ({"device": "gpu"}, "unknown device 'gpu'", "use one of: cpu, npu"),
+    ({"format": "tflite"}, "unknown format 'tflite'", "use one of: onnx"),
+    ({"weights": "int2"}, "unknown weights 'int2'", "use one of: int4, int8, fp16, fp32"),
+    (
+        {"device": "npu", "weights": "int8"},
+        "weights int8 cannot run on device npu",
+        "use --weights int4 or fp16, or --device cpu",
+    ),
+    (
+        {"device": "npu", "embedding": "fp32"},
+        "embedding fp32 cannot run on device npu",
+        "use --embedding int4 or fp16, or --device cpu",
+    ),
+    (
+        {"draft_budget": 512},
+        "--draft-budget is given without a draft",
+        "add --draft, or leave --draft-budget out",
+    ),
+    (
+        {"draft_vocab": "v"},
+        "--draft-vocab is given without a draft",
+        "add --draft, or leave --draft-vocab out",
+    ),
+    (
+        {"draft": "demo", "draft_budget": 64},
+        "block 128 is larger than draft_budget 64",
+        "use --draft-budget 128 or more, or --block 64",
+    ),
+    ({"draft": "demo", "draft_rows": 0}, "draft_rows 0 is not 1 to 16777216", "use another --draft-rows"),
+    (
+        {"target": "/nowhere/model"},
+        "target '/nowhere/model' does not exist",
+        "give a model folder, a .gguf file, or the word demo",
+    ),
+    (
+        {"draft": "/nowhere/model"},
+        "draft '/nowhere/model' does not exist",
+        "give a model folder, a .gguf file, or the word demo",
+    ),
+    ({"text": "/nowhere.txt"}, "text '/nowhere.txt' is not a file", "give an existing file to --text"),
+    ({"layers": 3}, "unknown setting 'layers'", None),
+    ({"budget": True}, "budget is True, which has the wrong type", None),
+    ({"widths": (2, "4")}, "widths is (2, '4'), which has the wrong type", None),
+    ({"draft": 3}, "draft is 3, which has the wrong type", None),
+]
+
+
+@pytest.mark.parametrize(("changes", "message", "hint"), REFUSED, ids=[str(r[0]) for r in REFUSED])
+def test_refusals(tmp_path: Path, changes: dict, message: str, hint: str | None) -> None:
+    with pytest.raises(InputError) as caught:
+        config(tmp_path, **changes).check()
+    assert caught.value.message == message
+    assert hint is None or caught.value.hint == hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_setting() -> None:
+    with pytest.raises(InputError, match="output is missing"):
+        from_values(ExportConfig, {"target": "demo"})
+
+
+def test_output_exists(tmp_path: Path) -> None:
+    make(tmp_path / "x.bundle")
+    with pytest.raises(InputError, match=r"x.bundle exists\nhint: .* replace it with --force"):
+        config(tmp_path).check()
+    assert config(tmp_path, force=True).check().force
+
+
+def test_force_replaces_bundles_only(tmp_path: Path) -> None:
+    (tmp_path / "x.bundle").mkdir()
+    (tmp_path / "x.bundle/thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="exists and is no bundle, so --force leaves it"):
+        config(tmp_path, force=True).check()
+    assert (tmp_path / "x.bundle/thesis.txt").read_text() == "years of work"
+
+
+def test_output_without_a_parent(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"deep, where the bundle should go, is not a folder\nhint:  mkdir -p"
+    ):
+        config(tmp_path / "deep").check()
+    assert not (tmp_path / "deep").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_output_not_writable(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="is not writable"):
+        config(tmp_path).check()
+
+
+def test_flags_are_the_fields() -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, ExportConfig)
+    assert [a.dest for a in parser._actions if a.dest != "help"] == [f.name for f in fields(ExportConfig)]
+    values = vars(
+        parser.parse_args(["demo", "-o", "x", "--widths", "2,16", "--draft-budget", "64", "--buckets", ""])
+    )
+    assert (values["widths"], values["draft_budget"], values["buckets"]) == ((2, 16), 64, ())
+    assert from_values(ExportConfig, values) == ExportConfig("demo", "x", widths=(2, 16), draft_budget=64)
+
+
+def test_small_configs(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="tokens 0 is not 1 to"):
+        GenerateConfig("b", "hello", tokens=0).check()
+    with pytest.raises(InputError, match="the prompt is empty"):
+        GenerateConfig("b", "  ").check()
+    with pytest.raises(InputError, match="source '/nowhere' does not exist"):
+        CheckConfig("b", source="/nowhere").check()
+    with pytest.raises(InputError, match="is not a file"):
+        CheckConfig("b", text=str(tmp_path)).check()

@@ -1,0 +1,71 @@
+"""Imports point one way, and the core needs no torch."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "transformers", "onnxruntime", "onnxscript", "safetensors", "gguf", "optimum"}
+# What each module of edgespec/ may import from edgespec at its top; cli may import the rest inside functions.
+TABLE = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    "errors": set(),
+    "spec": {"errors"},
+    "trace": {"errors"},
+    "policy": {"errors", "spec"},
+    "bundle_files": {"errors", "spec"},
+    "bundle_rules": {"errors", "spec", "policy"},
+    "bundle": {"errors", "spec", "bundle_files", "bundle_rules"},
+    "config": {"errors", "spec", "policy", "bundle"},
+    "progress": set(),
+    "count": {"errors", "spec", "bundle", "profiles"},
+    "latency": {"errors", "spec", "trace", "bundle", "profiles", "count"},
+    "report": {"errors", "spec", "count", "latency"},
+    "gate": {"errors", "report"},
+    "cli": {"errors", "config", "progress"},
+}
+# What a folder may import beside itself, at any depth.
+FOLDERS = {
+    "exporters": {"errors", "spec", "policy", "bundle", "config", "progress", "profiles"},
+    "runtime": {"errors", "spec", "bundle", "trace", "build"},
+    "profiles": {"errors"},
+}
+
+
+def imported(path: Path, top_only: bool) -> set[str]:
+    """Full names of the modules that a file imports."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_only else list(ast.walk(tree))
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names.add(node.module or "")
+            if node.module == "edgespec":
+                names |= {f"edgespec.{alias.name}" for alias in node.names}
+    return names - {"edgespec", "__future__"}
+
+
+def ours(names: set[str]) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith("edgespec.")}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "edgespec").glob("*.py")), ids=lambda p: p.stem)
+def test_core(path: Path) -> None:
+    assert path.stem in TABLE, f"say in the table what {path.name} may import"
+    assert ours(imported(path, top_only=True)) <= TABLE[path.stem]
+    if path.stem not in ("cli", "__main__"):
+        assert ours(imported(path, top_only=False)) <= TABLE[path.stem]
+    assert not {name.split(".")[0] for name in imported(path, top_only=False)} & HEAVY
+
+
+@pytest.mark.parametrize("path", sorted(p for f in FOLDERS for p in (ROOT / f).rglob("*.py")), ids=str)
+def test_folders(path: Path) -> None:
+    folder = path.relative_to(ROOT).parts[0]
+    assert ours(imported(path, top_only=False)) <= FOLDERS[folder] | {folder}
