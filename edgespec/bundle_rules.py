@@ -144,13 +144,21 @@ def _top(graph: GraphSpec) -> int:
 
 
 def _check_commit(graph: GraphSpec, model: ModelEntry, where: str) -> None:
-    """A commit graph reads one layer's filled cache and says which N rows stay: keep [KV, N], ascending."""
-    shapes = {t.name: (t.dtype, t.shape) for t in graph.outputs}
-    kept = ("int32", (model.spec.kv_heads, graph.bucket))
-    if shapes.get("keep") != kept:
-        raise _fault(f"{where}.outputs", f"lack keep {kept[0]} {list(kept[1])}")
-    if "keys" not in {t.name for t in graph.inputs}:
-        raise _fault(f"{where}.inputs", "lack keys")
+    """A commit graph reads one layer's filled cache and says which N rows stay: keep [KV,N], ascending.
+
+    Its width is the block; under the `rows` contract it may also give the kept rows.
+    """
+    kv_heads, head_dim, rows = model.spec.kv_heads, model.spec.head_dim, model.cache.rows(graph.bucket)
+    if graph.width != model.cache.block:
+        raise _fault(f"{where}.width", f"is {graph.width}, not the block {model.cache.block}")
+    cache = (1, kv_heads, rows, head_dim)
+    keys, values = TensorSpec("keys", "float32", cache), TensorSpec("values", "float32", cache)
+    _same(graph.inputs, (keys, values)[: max(1, len(graph.inputs))], f"{where}.inputs")
+    kept = (1, kv_heads, graph.bucket, head_dim)
+    outputs = [TensorSpec("keep", "int32", (kv_heads, graph.bucket))]
+    if len(graph.outputs) > 1:
+        outputs += [TensorSpec(f"kept_{part}", "float32", kept) for part in ("keys", "values")]
+    _same(graph.outputs, tuple(outputs), f"{where}.outputs")
 
 
 def _check_tensor(tensor: TensorSpec, where: str) -> None:
@@ -177,7 +185,7 @@ def _check_complete(model: ModelEntry, where: str) -> None:
         for kind in needed:
             if (kind, bucket) not in have:
                 raise _fault(f"{where}.graphs", f"lack {kind} for bucket {bucket}")
-    if model.cache.policy == "keydiff" and ("commit", model.cache.budget) not in have:
+    if model.cache.policy != "none" and ("commit", model.cache.budget) not in have:
         raise _fault(f"{where}.graphs", f"lack commit for policy {model.cache.policy}")
 
 

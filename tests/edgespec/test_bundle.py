@@ -304,7 +304,14 @@ SENSE = [
     ((*TARGET, "graphs", 0, "inputs", 4, "shape", 2), 2**33, "has the impossible shape"),
     ((*TARGET, "graphs", 0, "outputs", 0, "shape", 1), 4, r"hold 'logits' 'float32' \[1, 4, 100\] where"),
     ((*TARGET, "graphs", 2, "width"), 4, "hold 'tokens'"),
-    ((*TARGET, "graphs", -1, "outputs", 0, "shape"), [2, 9], r"lack keep int32 \[2, 16\]"),
+    ((*TARGET, "graphs", -1, "width"), 1, "width: is 1, not the block 4"),
+    ((*TARGET, "graphs", -1, "inputs"), [], "inputs: are 0, not 1"),
+    ((*TARGET, "graphs", -1, "inputs", 0, "name"), "queries", "hold 'queries'"),
+    (
+        (*TARGET, "graphs", -1, "outputs", 0, "shape"),
+        [2, 9],
+        r"hold 'keep' 'int32' \[2, 9\] where keep int32 \[2, 16\] must be",
+    ),
     (("tokenizer", "stop_ids"), [100], "names the id 100, and the vocabulary has 100"),
     (("tokenizer", "chat_template"), "t.jinja", "manifest names 't.jinja'"),
     (("files", "tokenizer.json", "sha256"), "0", "is not 64 hexadecimal digits"),
@@ -333,5 +340,9 @@ def test_missing_graphs(tmp_path: Path) -> None:
     bundle = make(tmp_path / "x.bundle")
     edit(bundle.path, lambda m: m["models"][0]["graphs"].pop(1))
     refused(bundle.path, "models.target.graphs: lack decode for bucket 8")
+    bundle = make(tmp_path / "y.bundle")
+    edit(bundle.path, lambda m: m["models"][1]["graphs"].pop())
+    refused(bundle.path, "models.draft.graphs: lack commit for policy keydiff")
+    bundle = make(tmp_path / "z.bundle")
     edit(bundle.path, lambda m: m["models"][0]["graphs"].append(m["models"][0]["graphs"][0]))
     refused(bundle.path, "hold prefill of width 4 for bucket 8 twice")

@@ -39,7 +39,7 @@ def step_graph(
 def commit_graph(model: ModelSpec, cache: CacheSpec, bucket: int, name: str) -> GraphSpec:
     keys = TensorSpec("keys", "float32", (1, model.kv_heads, cache.rows(bucket), model.head_dim))
     keep = TensorSpec("keep", "int32", (model.kv_heads, bucket))
-    return GraphSpec(f"graphs/{name}_commit_{bucket}.onnx", "commit", 1, bucket, (keys,), (keep,))
+    return GraphSpec(f"graphs/{name}_commit_{bucket}.onnx", "commit", cache.block, bucket, (keys,), (keep,))
 
 
 def model_entry(name: str, contract: str = "append") -> ModelEntry:
@@ -49,7 +49,7 @@ def model_entry(name: str, contract: str = "append") -> ModelEntry:
     if name == "draft":
         steps = [("prefill", BLOCK), ("draft", 2)]
     graphs = [step_graph(spec, cache, *step, bucket, name) for bucket in cache.buckets for step in steps]
-    graphs += [commit_graph(spec, cache, bucket, name) for bucket in cache.buckets]
+    graphs.append(commit_graph(spec, cache, cache.budget, name))
     precision = {"linear": "int4", "head": "int4", "embedding": "int8"}
     weights = f"{name}.weights"
     return ModelEntry(name, "somewhere", spec, cache, precision, weights, tuple(graphs), 100, True)
