@@ -57,7 +57,7 @@ def export(config: ExportConfig, as_json: bool, progress: Progress) -> int:
     """Make a bundle."""
     config.check()
     run = _load("edgespec.exporters", "export")
-    bundle = run(config, progress)
+    bundle = run(config, progress, _load("edgespec.runtime.engine", "Engine"))
     if as_json:
         _print_json("export", {"bundle": str(bundle.path), "files": len(bundle.manifest.files)})
     else:
