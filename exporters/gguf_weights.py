@@ -159,8 +159,8 @@ def gguf_config(file: GgufFile) -> PretrainedConfig:
 
 
 def _facts(file: GgufFile, family: str) -> dict[str, Any]:
-    def fact(key: str, default: float | None = None, kind: type = int) -> Any:
-        value = file.fields.get(f"{family}.{key}", default)
+    def fact(key: str, default: float | None = None, kind: type[int] | type[float] = int) -> Any:
+        value: Any = file.fields.get(f"{family}.{key}", default)
         if type(value) is not kind or not 0 < value < 2**31:
             raise InputError(
                 f"{file.path.name} says {family}.{key} is {value!r:.60}, not a positive {kind.__name__}",

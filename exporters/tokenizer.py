@@ -88,7 +88,7 @@ def directory_tokenizer(directory: Path, config_eos: int | list[int] | None) -> 
     template = _directory_template(directory, settings)
     named = _token_text(settings.get("eos_token"))
     eos = [*_ids(generation.get("eos_token_id")), *_ids(config_eos)]
-    eos += [tokenizer.token_to_id(named)] if named and tokenizer.token_to_id(named) is not None else []
+    eos += _ids(tokenizer.token_to_id(named) if named else None)
     bos = _added_bos(tokenizer)
     if settings.get("add_bos_token") is True:
         bos = tokenizer.token_to_id(_token_text(settings.get("bos_token")) or "")
