@@ -1,0 +1,32 @@
+"""PyTorch -> graphs: the only place that imports torch and transformers. `export` makes a bundle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgespec.bundle import Bundle
+from edgespec.config import ExportConfig
+
+
+def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
+    """Export a target (and a draft) as one bundle that appears whole or not at all.
+
+    `engine` runs a model's graphs (edgespec.runtime.engine.Engine) for the width test that ends every export.
+    """
+    from edgespec.bundle import creating, open_bundle
+    from edgespec.exporters.assemble import export_model, manifest, save_tokenizer
+    from edgespec.exporters.plan import plan
+    from edgespec.exporters.widths import marked
+
+    with progress.stage("checkpoints"):
+        jobs = plan(config)
+    with creating(config.output, config.force) as staging:
+        entries, target = [], None
+        for job in jobs:
+            entry, source = export_model(job, staging.path, progress, target)
+            target = target or source
+            with progress.stage(f"{job.name}: widths agree?"):
+                entries.append(marked(entry, engine(staging.path, entry)))
+        tokenizer = save_tokenizer(jobs[0].checkpoint.tokenizer, staging.path)
+        staging.finish(manifest(config.device, entries, tokenizer, jobs))
+    return open_bundle(config.output, verify=False)

@@ -33,8 +33,8 @@ class Storage:
 
     place: Callable[[Builder, str, str], tuple[Any, dict[str, ir.Value]]]
     plain: Callable[[Builder, str, float], ir.Value]
-    head: str
-    embedding: str
+    head: frozenset[str]
+    embedding: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Lowering:
     def lower_linear(self, node: ir.Node) -> None:
         """x · Wᵀ in the weight's form."""
         x, weight = node.inputs
-        role = "head" if weight.name == self.storage.head else "linear"
+        role = "head" if weight.name in self.storage.head else "linear"
         form, parts = self.storage.place(self.b, weight.name, role)
         n, k = self.program.shapes[weight.name]
         rows = 1 if role == "head" and self.target.kind == "prefill" else self.target.width
@@ -123,7 +123,7 @@ class Lowering:
     def lower_embed(self, node: ir.Node) -> None:
         """Rows of a table: the token embedding in its form, any other table (angles) as float32."""
         table, ids = node.inputs
-        if table.name == self.storage.embedding:
+        if table.name in self.storage.embedding:
             form, parts = self.storage.place(self.b, table.name, "embedding")
             made = form.embed(self.b, self.get(ids), parts, self.target.width, *self.program.shapes[table.name])
         else:

@@ -1,0 +1,184 @@
+"""Puts a bundle together: which graphs a model gets, in which forms, and the manifest that says so.
+
+The order of work keeps memory small: shapes first (no weights), graphs next, then the weights file, parameter by parameter.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from edgespec.bundle import SCHEMA
+from edgespec.exporters.build import Builder
+from edgespec.exporters.checkpoint import Checkpoint, Grid, Tokenizer
+from edgespec.exporters.commit import commit_graph
+from edgespec.exporters.forms import FORMS
+from edgespec.exporters.lower_onnx import Lowering, Storage, Target
+from edgespec.exporters.program import Program, build_program
+from edgespec.exporters.step import skeleton
+from edgespec.exporters.weights import Weights
+from edgespec.spec import CacheSpec, GraphSpec, Manifest, ModelEntry, ModelSpec, TokenizerEntry, step_inputs, step_outputs
+
+DRAFT_WIDTH = 2  # after a fully accepted round the draft absorbs two tokens
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model of a bundle, decided: all that is left is work. `head_ids` are the rows a draft's head keeps."""
+
+    name: str
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    cache: CacheSpec
+    precision: dict[str, str]
+    widths: tuple[int, ...]
+    fused: bool
+    head_ids: np.ndarray | None = None
+    grids: dict[str, Grid] | None = None
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of the LM head."""
+        return self.spec.vocab if self.head_ids is None else len(self.head_ids)
+
+    @property
+    def calls(self) -> list[tuple[str, int]]:
+        """Kind and width of every step graph of one bucket."""
+        if self.name == "draft":
+            return [("prefill", self.cache.block), ("draft", DRAFT_WIDTH)]
+        return [("prefill", self.cache.block), *(("verify", w) for w in self.widths), ("decode", 1)]
+
+
+class Source:
+    """A job's parameters in their stored forms: the one place that knows which name means which rows of which tensor."""
+
+    def __init__(self, job: Job, program: Program, model: nn.Module, aliases: dict[str, tuple[str, ...]], weights: Weights,
+                 target: Source | None) -> None:
+        self.job, self.program, self.weights, self.aliases = job, program, weights, aliases
+        names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
+        self.head = self.canonical(names[id(model.get_output_embeddings().weight)])
+        self.embedding = self.canonical(names[id(model.get_input_embeddings().weight)])
+        self.target = target if target is not None and same_table(self, target) else None
+
+    def canonical(self, name: str) -> str:
+        """The checkpoint's name of a parameter that the model knows by several."""
+        known = self.aliases.get(name, (name,))
+        return next((n for n in known if n in self.job.checkpoint.names()), name)
+
+    def storage(self) -> Storage:
+        """What the lowering asks."""
+        seen = [n for n in self.program.shapes if self.canonical(n) == self.head]
+        tables = [n for n in self.program.shapes if self.canonical(n) == self.embedding]
+        return Storage(self.place, self.plain, frozenset(seen), frozenset(tables))
+
+    def place(self, b: Builder, name: str, role: str) -> tuple[Any, dict[str, ir.Value]]:
+        """A parameter's form and its arrays; the draft's embedding is the target's where the tables agree."""
+        if role == "embedding" and self.target is not None:
+            return self.target.place(b, self.target.embedding, role)
+        form = FORMS[self.job.precision[role]]
+        shape = self.program.shapes.get(name) or self.job.checkpoint.shape(self.canonical(name))
+        rows = self.job.head_ids if role == "head" else None
+        key = ("head" if rows is not None else self.canonical(name), form.name)
+        return form, self.weights.parts(b, key, form.parts(*shape), functools.partial(self.encode, form, self.canonical(name), rows))
+
+    def encode(self, form: Any, name: str, rows: np.ndarray | None) -> dict[str, np.ndarray]:
+        """One parameter read and encoded; nothing of it stays in memory."""
+        weight = self.job.checkpoint.tensor(name).numpy()
+        grid = (self.job.grids or {}).get(name) or self.job.checkpoint.grid(name)
+        if rows is not None:
+            weight = weight[rows]
+            grid = None if grid is None else Grid(grid.codes[rows], grid.scale[rows], grid.low[rows])
+        return form.encode(weight, grid).arrays
+
+    def plain(self, b: Builder, name: str, offset: float) -> ir.Value:
+        """A parameter or a buffer as float32 (a norm's scale with its offset added)."""
+        constant = self.program.constants.get(name)
+        shape = tuple(constant.shape) if constant is not None else self.program.shapes[name]
+
+        def make() -> dict[str, np.ndarray]:
+            value = self.job.checkpoint.tensor(self.canonical(name)) if constant is None else constant.float()
+            return {"": value.numpy() + np.float32(offset)}
+
+        return self.weights.parts(b, (name, f"plain {offset}"), {"": ("float32", shape)}, make)[""]
+
+
+def alias(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Every parameter name with the other names of the same (tied) parameter."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    return {name: tuple(group) for group in groups.values() for name in group}
+
+
+def same_table(draft: Source, target: Source) -> bool:
+    """True where the draft's embedding is the target's, value by value."""
+    ours, theirs = draft.job.checkpoint, target.job.checkpoint
+    if ours.shape(draft.embedding) != theirs.shape(target.embedding):
+        return False
+    return torch.equal(ours.tensor(draft.embedding), theirs.tensor(target.embedding))
+
+
+def export_model(job: Job, folder: Path, progress: Any, target: Source | None = None) -> tuple[ModelEntry, Source]:
+    """Write a model's graphs and weights into the folder."""
+    with progress.stage(f"{job.name}: trace"):
+        config = job.checkpoint.config
+        bones = skeleton(config)
+        aliases = alias(bones.model)  # before the head is trimmed: a tied one is named after its embedding
+        if job.head_ids is not None:
+            trimmed = nn.Linear(job.spec.hidden, job.head_rows, bias=False, device="meta")
+            bones.model.set_output_embeddings(trimmed)
+        program = build_program(bones, job.spec)
+    weights = Weights(f"{job.name}.data", folder)
+    source = Source(job, program, bones.model, aliases, weights, target)
+    graphs = []
+    with progress.stage(f"{job.name}: graphs") as advance:
+        jobs = [(kind, width, bucket) for bucket in job.cache.buckets for kind, width in job.calls]
+        for done, (kind, width, bucket) in enumerate(jobs):
+            graphs.append(step_graph(job, program, source, kind, width, bucket, folder))
+            advance(done + 1, len(jobs))
+        if job.cache.policy != "none":
+            model, graph = commit_graph(job.spec, job.cache, f"{job.name}-commit.onnx")
+            ir.save(model, folder / graph.file)
+            graphs.append(graph)
+    with progress.stage(f"{job.name}: weights") as advance:
+        total = len(weights.entries)
+        written = iter(range(1, total + 1))
+        weights.write(lambda key: advance(next(written), total))
+    gc.collect()
+    entry = ModelEntry(job.name, job.checkpoint.source, job.spec, job.cache, dict(job.precision), weights.name, tuple(graphs), job.head_rows, True)
+    return entry, source
+
+
+def step_graph(job: Job, program: Program, source: Source, kind: str, width: int, bucket: int, folder: Path) -> GraphSpec:
+    """Lower one step graph and save it."""
+    target = Target(kind, width, bucket, job.cache, job.fused, job.head_ids, job.head_rows)
+    model = Lowering(program, job.spec, source.storage(), target).run()
+    file = f"{job.name}-{kind}{f'-{width}' if kind == 'verify' else ''}{f'-{bucket}' if len(job.cache.buckets) > 1 else ''}.onnx"
+    ir.save(model, folder / file)
+    return GraphSpec(file, kind, width, bucket, step_inputs(kind, width, job.spec, job.cache.rows(bucket)),
+                     step_outputs(kind, width, job.spec, job.cache, bucket, job.head_rows))
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> TokenizerEntry:
+    """Write tokenizer.json and the chat template; what the manifest says of them."""
+    (folder / "tokenizer.json").write_bytes(tokenizer.tokenizer_json)
+    template = "chat_template.jinja" if tokenizer.chat_template else ""
+    if template:
+        (folder / template).write_text(tokenizer.chat_template, encoding="utf-8")
+    return TokenizerEntry("tokenizer.json", template, tokenizer.stop_ids, tokenizer.bos_id)
+
+
+def manifest(device: str, entries: list[ModelEntry], tokenizer: TokenizerEntry, jobs: list[Job]) -> Manifest:
+    """The manifest, but for its files, which are hashed when the bundle is sealed."""
+    tools = {name: version(name) for name in ("edgespec", "torch", "transformers", "onnx", "onnxruntime", "onnxscript")}
+    sources = {f"{job.name}_sha256": job.checkpoint.digest for job in jobs}
+    return Manifest(SCHEMA, device, tuple(entries), tokenizer, {}, tools | sources)

@@ -1,0 +1,48 @@
+"""The draft's trimmed LM head (VocabTrim, arXiv 2506.22694): which rows of the target's head it keeps.
+
+Knows token ids and counts; the ids are mapped back inside the graph by the lowering.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from edgespec.errors import InputError
+
+
+def always_kept(tokenizer_json: bytes, stop_ids: tuple[int, ...]) -> set[int]:
+    """Every special and stop token and all byte tokens: without them some texts could not be written at all."""
+    data = json.loads(tokenizer_json)
+    special = {entry["id"] for entry in data.get("added_tokens", []) if entry.get("special")}
+    vocabulary = data["model"]["vocab"]
+    pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((entry[0], i) for i, entry in enumerate(vocabulary))
+    single = {i for token, i in pairs if len(token) == 1 or (len(token) == 6 and token.startswith("<0x"))}
+    return special | set(stop_ids) | single
+
+
+def by_frequency(tokenizer_json: bytes, stop_ids: tuple[int, ...], text: str, rows: int, vocab: int) -> np.ndarray:
+    """The `rows` ids to keep, ascending: what must be kept, then the text's most frequent, then the lowest ids.
+
+    A byte-pair vocabulary numbers its merges by frequency, so among unseen tokens a lower id is the likelier one.
+    """
+    counts = Counter(Tokenizer.from_str(tokenizer_json.decode()).encode(text, add_special_tokens=False).ids)
+    fixed = {i for i in always_kept(tokenizer_json, stop_ids) if i < vocab}
+    rest = sorted((i for i in range(vocab) if i not in fixed), key=lambda i: (-counts[i], i))
+    return np.array(sorted([*fixed, *rest[: max(0, rows - len(fixed))]]), np.int64)
+
+
+def from_file(path: Path, tokenizer_json: bytes, stop_ids: tuple[int, ...], vocab: int) -> np.ndarray:
+    """The ids listed in a file, one a line, with those that are always kept; InputError for a line that is no token id."""
+    chosen = {i for i in always_kept(tokenizer_json, stop_ids) if i < vocab}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if line.strip():
+            if not line.strip().isdigit() or int(line) >= vocab:
+                raise InputError(f"{path.name} line {number}: {line.strip()[:40]!r} is no token id below {vocab}",
+                                 "write one id a line, most frequent first or in any order")
+            chosen.add(int(line))
+    return np.array(sorted(chosen), np.int64)

@@ -1,0 +1,121 @@
+"""Decides an export before anything is written: opens the checkpoints, refuses what cannot work, makes the jobs."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from edgespec.bundle import require_space
+from edgespec.config import ExportConfig
+from edgespec.errors import BackendError, InputError
+from edgespec.exporters.assemble import Job
+from edgespec.exporters.checkpoint import DEMO, Checkpoint, open_checkpoint, vocabularies_differ
+from edgespec.exporters.forms import FORMS
+from edgespec.exporters.head import by_frequency, from_file
+from edgespec.exporters.self_draft import draft_of
+from edgespec.exporters.step import model_spec
+from edgespec.spec import CacheSpec, ModelSpec
+
+DEFAULT_FORM = {"cpu": "int8", "npu": "int4"}
+HEAD_FORM = {"int4": {"cpu": "int8", "npu": "fp16"}}  # rounding the head to int4 alone costs more than the whole rest
+DRAFT_LAYERS = 2
+WORKING_SET = 1.5e9  # bytes: the libraries, a trace, and the copies of one parameter while it is encoded
+
+
+def plan(config: ExportConfig) -> list[Job]:
+    """The target's job, then the draft's if there is one; every refusal is raised here."""
+    target = open_checkpoint(config.target)
+    spec = model_spec(target.config)
+    cache = cache_spec(config, spec, "target", target.source)
+    precision = precisions(config)
+    jobs = [Job("target", target, spec, cache, precision, config.widths, config.device == "cpu")]
+    if config.draft is not None:
+        jobs.append(draft_job(config, jobs[0]))
+    require_room(config, jobs)
+    return jobs
+
+
+def draft_job(config: ExportConfig, target: Job) -> Job:
+    """The draft: its own checkpoint, or two of the target's layers; a head trimmed to the most useful rows."""
+    if config.draft == DEMO:
+        checkpoint = draft_of(target.checkpoint, tuple(range(min(DRAFT_LAYERS, target.spec.layers))))
+    else:
+        checkpoint = open_checkpoint(config.draft or "")
+        same_tokens(target.checkpoint, checkpoint)
+    spec = model_spec(checkpoint.config)
+    tokens, vocab = target.checkpoint.tokenizer, min(spec.vocab, target.spec.vocab)
+    if config.draft_vocab:
+        ids = from_file(Path(config.draft_vocab), tokens.tokenizer_json, tokens.stop_ids, vocab)
+    else:
+        text = Path(config.text).read_text(encoding="utf-8") if config.text else default_text()
+        ids = by_frequency(tokens.tokenizer_json, tokens.stop_ids, text, min(config.draft_rows, vocab), vocab)
+    cache = cache_spec(config, spec, "draft", checkpoint.source)
+    head: np.ndarray | None = None if len(ids) == spec.vocab else ids
+    return Job("draft", checkpoint, spec, cache, target.precision, (), target.fused, head)
+
+
+def default_text() -> str:
+    """The text that ships with the package: part of WikiText-2 (test), for token frequencies, calibration and checks."""
+    return files("edgespec.exporters").joinpath("wikitext.txt").read_text(encoding="utf-8")
+
+
+def cache_spec(config: ExportConfig, spec: ModelSpec, name: str, source: str) -> CacheSpec:
+    """A model's cache; refused where it would cut a sliding window or outgrow the model's positions."""
+    draft = name == "draft"
+    budget = config.draft_budget if draft else config.budget
+    flag = "--draft-budget" if draft else "--budget"
+    window = max(spec.windows)
+    if budget < window and not config.truncate_window:
+        raise InputError(f"budget {budget} is below {source}'s sliding window of {window} tokens",
+                         f"use {flag} {window} or more, or --truncate-window to shorten the window")
+    if budget + config.block > spec.positions:
+        raise InputError(f"budget {budget} + block {config.block} are more slots than {source}'s {spec.positions} positions",
+                         f"use {flag} {spec.positions - config.block} or less")
+    return CacheSpec("append" if config.device == "cpu" else "rows", budget, config.block,
+                     config.draft_policy if draft else config.policy, config.sinks, config.recent,
+                     (budget,) if draft else config.all_buckets, config.block)
+
+
+def precisions(config: ExportConfig) -> dict[str, str]:
+    """The form of each layer class; a tied head and embedding share one table when they share a form."""
+    linear = config.weights or DEFAULT_FORM[config.device]
+    head = config.head or HEAD_FORM.get(linear, {}).get(config.device, linear)
+    return {"linear": linear, "head": head, "embedding": config.embedding or head}
+
+
+def same_tokens(target: Checkpoint, draft: Checkpoint) -> None:
+    """InputError where the two tokenizers give an id different tokens (padding aside)."""
+    if differing := vocabularies_differ(target.tokenizer, draft.tokenizer):
+        shown = ", ".join(f"{i} is {ours!r} in {target.source} and {theirs!r} in {draft.source}" for i, ours, theirs in differing[:3])
+        raise InputError(f"the tokenizers of {target.source} and {draft.source} differ in {len(differing):,} ids: {shown}",
+                         "use a draft of the same tokenizer, such as --draft demo (two of the target's own layers)")
+
+
+def require_room(config: ExportConfig, jobs: list[Job]) -> None:
+    """BackendError where the disk or the memory cannot hold what the export needs."""
+    bytes_needed = sum(stored_bytes(job) for job in jobs)
+    require_space(config.output, int(1.1 * bytes_needed))
+    largest = max(int(np.prod(job.checkpoint.shape(name))) for job in jobs for name in job.checkpoint.names())
+    available, needed = memory_available(), int(WORKING_SET + 16 * largest)
+    if available is not None and available < needed:
+        raise BackendError(f"the export needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free",
+                           "close other programs, or export on a larger machine")
+
+
+def stored_bytes(job: Job) -> int:
+    """About the bytes of a job's weights file."""
+    form = FORMS[job.precision["linear"]]
+    shapes = (job.checkpoint.shape(name) for name in job.checkpoint.names())
+    sizes = (sum(np.dtype(d).itemsize * int(np.prod(s)) for d, s in form.parts(*shape).values()) for shape in shapes if len(shape) == 2)
+    return sum(sizes)
+
+
+def memory_available() -> int | None:
+    """Bytes that this machine can still give, None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

@@ -1,0 +1,79 @@
+"""Do all widths of a model give a row the same bits? The property that keeps speculation lossless (design, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from edgespec.spec import ModelEntry
+
+TOKENS = 40
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """The first place where a width left the reference."""
+
+    kind: str
+    width: int
+    position: int
+    what: str
+    difference: float
+
+
+def disagreements(engine: Any, tokens: Sequence[int]) -> list[Disagreement]:
+    """Run the same tokens through every step graph of every bucket; one entry for each that gives other bits.
+
+    Compared are the logits of every row (of the last one in prefill) and the caches at the end.
+    """
+    cache, spec = engine.cache, engine.spec
+    tokens = list(tokens)[: min(len(tokens), cache.buckets[0] + cache.block, TOKENS)]
+    calls = sorted({(g.width, g.kind) for g in engine.entry.graphs if g.kind != "commit"})
+    found: list[Disagreement] = []
+    reference: dict[int, np.ndarray] = {}
+    rows: list[np.ndarray] = []
+    for bucket in cache.buckets:
+        for width, kind in calls:
+            logits, ends = run(engine, kind, width, tokens, bucket)
+            if not reference:
+                reference, rows = logits, ends
+                continue
+            for place, row in logits.items():
+                if place in reference and not np.array_equal(row, reference[place]):
+                    found.append(Disagreement(kind, width, place, "logits", float(np.abs(row - reference[place]).max())))
+                    break
+            else:
+                different = [i for i, (a, b) in enumerate(zip(ends, rows, strict=True)) if not np.array_equal(a, b)]
+                if different:
+                    worst = float(np.abs(ends[different[0]] - rows[different[0]]).max())
+                    found.append(Disagreement(kind, width, len(tokens), f"cache of layer {different[0] % spec.layers}", worst))
+    return found
+
+
+def run(engine: Any, kind: str, width: int, tokens: list[int], bucket: int) -> tuple[dict[int, np.ndarray], list[np.ndarray]]:
+    """Logits by position, and the filled cache rows, after absorbing the tokens through one graph in calls of its width."""
+    engine.reset(bucket)
+    logits: dict[int, np.ndarray] = {}
+    done = 0
+    while done < len(tokens):
+        rows = min(width, len(tokens) - done, engine.free)
+        out = engine.call(kind, tokens[done:done + rows], width)["logits"][0]
+        for i, row in enumerate(out[:rows]) if kind != "prefill" else [(rows - 1, out[0])]:
+            logits[done + i] = row.copy()
+        engine.accept(rows)
+        done += rows
+    ends = [buffer[0, :, : engine.count].copy() for part in ("keys", "values") for buffer in engine.caches[part]]
+    return logits, ends
+
+
+def sample_tokens(vocab: int) -> list[int]:
+    """Token ids spread over a vocabulary: the width test needs variety, not sense."""
+    return [int(i) for i in np.random.default_rng(0).integers(0, vocab, TOKENS)]
+
+
+def marked(entry: ModelEntry, engine: Any) -> ModelEntry:
+    """The entry, saying whether its widths agree on this machine."""
+    return replace(entry, widths_agree=not disagreements(engine, sample_tokens(entry.spec.vocab)))

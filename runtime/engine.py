@@ -1,0 +1,169 @@
+"""Runs one model's graphs on ONNX Runtime and keeps its caches by the rules of design section 4.
+
+A call never writes what is not accepted; `accept` appends rows and commits when the cache is full. Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from edgespec.errors import BackendError, InputError
+from edgespec.spec import GraphSpec, ModelEntry
+
+NUMPY = {"float32": np.float32, "int32": np.int32}
+
+
+class Engine:
+    """One model of a bundle: its graphs (opened when first called), its caches, and how far they are filled."""
+
+    def __init__(self, folder: Path, entry: ModelEntry, threads: int = 0) -> None:
+        self.folder, self.entry, self.threads = folder, entry, threads
+        self.spec, self.cache = entry.spec, entry.cache
+        self.graphs = {(g.kind, g.width, g.bucket): g for g in entry.graphs}
+        self.sessions: dict[str, ort.InferenceSession] = {}
+        self.bound: dict[str, tuple[Any, dict[str, np.ndarray]]] = {}
+        self.pending: dict[str, np.ndarray] = {}
+        self.bucket = 0
+        self.reset()
+
+    def reset(self, bucket: int | None = None) -> None:
+        """Empty caches, of the smallest bucket unless another is named."""
+        self.count, self.position = 0, 0
+        self._lay(bucket or self.cache.buckets[0])
+
+    @property
+    def free(self) -> int:
+        """Rows that still fit before a commit: no call may hold more valid rows (design section 4)."""
+        return self.cache.slots - self.count
+
+    def widths(self, kind: str) -> list[int]:
+        """The exported widths of a kind, ascending."""
+        return sorted({g.width for g in self.entry.graphs if g.kind == kind})
+
+    def call(self, kind: str, tokens: Sequence[int], width: int | None = None) -> dict[str, np.ndarray]:
+        """One graph call over these tokens, padded to the graph's width; the outputs that are not caches.
+
+        prefill gives the logits of the last valid row, every other kind of all rows. Nothing is accepted yet. InputError
+        where the tokens would straddle a commit or leave the model's positions.
+        """
+        rows = len(tokens)
+        width = width or next(w for w in self.widths(kind) if w >= rows)
+        if not 1 <= rows <= min(width, self.free):
+            raise InputError(f"{rows} tokens in a call of width {width} with {self.free} free rows", "clamp the call to Engine.free rows")
+        if self.position + rows > self.spec.positions:
+            raise InputError(f"position {self.position + rows} is beyond the {self.spec.positions} that {self.entry.source} was trained on",
+                             "shorten the text, or truncate the conversation")
+        self._fit(self.count + rows)
+        graph = self.graphs[kind, width, self.bucket]
+        binding, arrays = self._binding(graph)
+        arrays["tokens"][0, :rows], arrays["tokens"][0, rows:] = tokens, 0
+        arrays["position"][0], arrays["count"][0] = self.position, self.count
+        if kind == "prefill":
+            arrays["row"][0] = rows - 1
+        self.sessions[graph.file].run_with_iobinding(binding)
+        self.pending = arrays
+        return {name: arrays[name] for name in ("logits", "argmax", "entropy", "top_probabilities", "top_ids") if name in arrays}
+
+    def accept(self, rows: int) -> None:
+        """Keep the first `rows` rows of the last call; commit if that filled the cache."""
+        if self.cache.contract == "rows":
+            for part in ("keys", "values"):
+                new = self.pending[f"new_{part}"]
+                for layer, buffer in enumerate(self.caches[part]):
+                    buffer[0, :, self.count:self.count + rows] = new[layer, :, :rows]
+        self.count += rows
+        self.position += rows
+        if self.count == self.cache.slots and self.cache.policy != "none":
+            self._commit()
+
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        """Absorb a prompt in blocks, each clamped to the free rows; the logits [V] after its last token."""
+        if not len(tokens):
+            raise InputError("the prompt is empty", "give at least one token")
+        self.require(len(tokens))
+        done, logits = 0, np.zeros(0, np.float32)
+        while done < len(tokens):
+            rows = min(self.widths("prefill")[-1], len(tokens) - done, self.free)
+            logits = self.call("prefill", tokens[done:done + rows])["logits"][0, 0].copy()
+            self.accept(rows)
+            done += rows
+        return logits
+
+    def require(self, tokens: int) -> None:
+        """InputError unless this many more tokens fit the model's positions and, without eviction, its cache."""
+        if self.position + tokens > self.spec.positions:
+            raise InputError(f"{self.position + tokens} tokens are more than the {self.spec.positions} positions that {self.entry.source} "
+                             "was trained on", "shorten the prompt, or generate fewer tokens")
+        if self.cache.policy == "none" and tokens > self.free:
+            raise InputError(f"{self.count + tokens} tokens are more than the {self.cache.slots} slots of a cache without eviction",
+                             "export with --policy keydiff, or with a larger --budget")
+
+    def _commit(self) -> None:
+        """Move each layer's surviving rows to the front; sliding-window layers keep the newest N."""
+        budget, slots = self.cache.budget, self.cache.slots
+        graph = self.graphs["commit", self.cache.block, budget]
+        newest = np.broadcast_to(np.arange(slots - budget, slots), (self.spec.kv_heads, budget))
+        for layer, window in enumerate(self.spec.windows):
+            keys, values = self.caches["keys"][layer], self.caches["values"][layer]
+            kept = newest if window else self._kept(graph, keys, values)
+            for head in range(self.spec.kv_heads):
+                keys[0, head, :budget], values[0, head, :budget] = keys[0, head, kept[head]], values[0, head, kept[head]]
+        self.count = budget
+
+    def _kept(self, graph: GraphSpec, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+        feeds = {t.name: {"keys": keys, "values": values}[t.name] for t in graph.inputs}
+        return self._session(graph).run(["keep"], feeds)[0]
+
+    def _fit(self, rows: int) -> None:
+        """Grow to the smallest bucket whose slots hold this many rows."""
+        bucket = next(b for b in self.cache.buckets if b + self.cache.block >= rows)
+        if bucket > self.bucket:
+            self._lay(bucket)
+
+    def _lay(self, bucket: int) -> None:
+        """Buffers of a bucket, with the filled rows of the old ones."""
+        shape = (1, self.spec.kv_heads, self.cache.rows(bucket), self.spec.head_dim)
+        fresh = {part: [np.zeros(shape, np.float32) for _ in range(self.spec.layers)] for part in ("keys", "values")}
+        for part in fresh if self.count else ():
+            for old, new in zip(self.caches[part], fresh[part], strict=True):
+                new[0, :, :self.count] = old[0, :, :self.count]
+        self.caches, self.bucket, self.bound = fresh, bucket, {}
+
+    def _binding(self, graph: GraphSpec) -> tuple[Any, dict[str, np.ndarray]]:
+        """A graph's inputs and outputs bound to fixed arrays; under `append` each buffer is both."""
+        if graph.file in self.bound:
+            return self.bound[graph.file]
+        binding = self._session(graph).io_binding()
+        caches = {f"{part}_{i}": buffer for part, buffers in self.caches.items() for i, buffer in enumerate(buffers)}
+        arrays: dict[str, np.ndarray] = {}
+        for tensor in graph.inputs:
+            arrays[tensor.name] = caches.get(tensor.name, None) if tensor.name in caches else np.zeros(tensor.shape, NUMPY[tensor.dtype])
+            bind(binding.bind_input, tensor.name, arrays[tensor.name])
+        for tensor in graph.outputs:
+            own = caches.get(tensor.name.removeprefix("new_"))
+            arrays[tensor.name] = np.zeros(tensor.shape, NUMPY[tensor.dtype]) if own is None else own
+            bind(binding.bind_output, tensor.name, arrays[tensor.name])
+        self.bound[graph.file] = binding, arrays
+        return binding, arrays
+
+    def _session(self, graph: GraphSpec) -> ort.InferenceSession:
+        if graph.file not in self.sessions:
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = self.threads
+            options.log_severity_level = 3
+            try:
+                self.sessions[graph.file] = ort.InferenceSession(self.folder / graph.file, options, providers=["CPUExecutionProvider"])
+            except Exception as error:
+                first = str(error).strip().splitlines()[0]
+                raise BackendError(f"ONNX Runtime cannot open {graph.file}: {first}", "run edgespec check on the bundle") from error
+        return self.sessions[graph.file]
+
+
+def bind(binder: Any, name: str, array: np.ndarray) -> None:
+    """Bind an array's own memory under a name."""
+    binder(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
