@@ -26,7 +26,16 @@ from edgespec.exporters.lower_onnx import Lowering, Storage, Target
 from edgespec.exporters.program import Program, build_program
 from edgespec.exporters.step import skeleton
 from edgespec.exporters.weights import Weights
-from edgespec.spec import CacheSpec, GraphSpec, Manifest, ModelEntry, ModelSpec, TokenizerEntry, step_inputs, step_outputs
+from edgespec.spec import (
+    CacheSpec,
+    GraphSpec,
+    Manifest,
+    ModelEntry,
+    ModelSpec,
+    TokenizerEntry,
+    step_inputs,
+    step_outputs,
+)
 
 DRAFT_WIDTH = 2  # after a fully accepted round the draft absorbs two tokens
 
@@ -61,8 +70,15 @@ class Job:
 class Source:
     """A job's parameters in their stored forms: the one place that knows which name means which rows of which tensor."""
 
-    def __init__(self, job: Job, program: Program, model: nn.Module, aliases: dict[str, tuple[str, ...]], weights: Weights,
-                 target: Source | None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        program: Program,
+        model: nn.Module,
+        aliases: dict[str, tuple[str, ...]],
+        weights: Weights,
+        target: Source | None,
+    ) -> None:
         self.job, self.program, self.weights, self.aliases = job, program, weights, aliases
         names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
         self.head = self.canonical(names[id(model.get_output_embeddings().weight)])
@@ -88,7 +104,9 @@ class Source:
         shape = self.program.shapes.get(name) or self.job.checkpoint.shape(self.canonical(name))
         rows = self.job.head_ids if role == "head" else None
         key = ("head" if rows is not None else self.canonical(name), form.name)
-        return form, self.weights.parts(b, key, form.parts(*shape), functools.partial(self.encode, form, self.canonical(name), rows))
+        return form, self.weights.parts(
+            b, key, form.parts(*shape), functools.partial(self.encode, form, self.canonical(name), rows)
+        )
 
     def encode(self, form: Any, name: str, rows: np.ndarray | None) -> dict[str, np.ndarray]:
         """One parameter read and encoded; nothing of it stays in memory."""
@@ -127,7 +145,9 @@ def same_table(draft: Source, target: Source) -> bool:
     return torch.equal(ours.tensor(draft.embedding), theirs.tensor(target.embedding))
 
 
-def export_model(job: Job, folder: Path, progress: Any, target: Source | None = None) -> tuple[ModelEntry, Source]:
+def export_model(
+    job: Job, folder: Path, progress: Any, target: Source | None = None
+) -> tuple[ModelEntry, Source]:
     """Write a model's graphs and weights into the folder."""
     with progress.stage(f"{job.name}: trace"):
         config = job.checkpoint.config
@@ -154,18 +174,36 @@ def export_model(job: Job, folder: Path, progress: Any, target: Source | None = 
         written = iter(range(1, total + 1))
         weights.write(lambda key: advance(next(written), total))
     gc.collect()
-    entry = ModelEntry(job.name, job.checkpoint.source, job.spec, job.cache, dict(job.precision), weights.name, tuple(graphs), job.head_rows, True)
+    entry = ModelEntry(
+        job.name,
+        job.checkpoint.source,
+        job.spec,
+        job.cache,
+        dict(job.precision),
+        weights.name,
+        tuple(graphs),
+        job.head_rows,
+        True,
+    )
     return entry, source
 
 
-def step_graph(job: Job, program: Program, source: Source, kind: str, width: int, bucket: int, folder: Path) -> GraphSpec:
+def step_graph(
+    job: Job, program: Program, source: Source, kind: str, width: int, bucket: int, folder: Path
+) -> GraphSpec:
     """Lower one step graph and save it."""
     target = Target(kind, width, bucket, job.cache, job.fused, job.head_ids, job.head_rows)
     model = Lowering(program, job.spec, source.storage(), target).run()
     file = f"{job.name}-{kind}{f'-{width}' if kind == 'verify' else ''}{f'-{bucket}' if len(job.cache.buckets) > 1 else ''}.onnx"
     ir.save(model, folder / file)
-    return GraphSpec(file, kind, width, bucket, step_inputs(kind, width, job.spec, job.cache.rows(bucket)),
-                     step_outputs(kind, width, job.spec, job.cache, bucket, job.head_rows))
+    return GraphSpec(
+        file,
+        kind,
+        width,
+        bucket,
+        step_inputs(kind, width, job.spec, job.cache.rows(bucket)),
+        step_outputs(kind, width, job.spec, job.cache, bucket, job.head_rows),
+    )
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> TokenizerEntry:
@@ -179,6 +217,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> TokenizerEntry:
 
 def manifest(device: str, entries: list[ModelEntry], tokenizer: TokenizerEntry, jobs: list[Job]) -> Manifest:
     """The manifest, but for its files, which are hashed when the bundle is sealed."""
-    tools = {name: version(name) for name in ("edgespec", "torch", "transformers", "onnx", "onnxruntime", "onnxscript")}
+    tools = {
+        name: version(name)
+        for name in ("edgespec", "torch", "transformers", "onnx", "onnxruntime", "onnxscript")
+    }
     sources = {f"{job.name}_sha256": job.checkpoint.digest for job in jobs}
     return Manifest(SCHEMA, device, tuple(entries), tokenizer, {}, tools | sources)

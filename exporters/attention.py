@@ -21,13 +21,38 @@ from edgespec.errors import InputError
 NAME = "edgespec"
 MASKED = -1e4  # finite: an NPU turns -inf into gibberish, and fp16 ends at 65,504
 # What Transformers passes to every attention function and what changes nothing in this graph.
-HARMLESS = frozenset({"dropout", "is_causal", "position_ids", "cache_position", "use_cache", "output_attentions", "position_embeddings",
-                      "past_key_values", "return_dict", "output_hidden_states", "num_items_in_batch", "layer_idx", "softmax_scale"})
+HARMLESS = frozenset(
+    {
+        "dropout",
+        "is_causal",
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "output_attentions",
+        "position_embeddings",
+        "past_key_values",
+        "return_dict",
+        "output_hidden_states",
+        "num_items_in_batch",
+        "layer_idx",
+        "softmax_scale",
+    }
+)
 
 
 @torch.library.custom_op("edgespec::attend", mutates_args=())
-def attend(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, count: Tensor, layer: int, scale: float,
-           window: int, softcap: float) -> tuple[Tensor, Tensor, Tensor]:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    count: Tensor,
+    layer: int,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rows attend to the cache's first `count` slots and to the rows before them in their own call.
 
     query [1,H,S,d], key/value [1,KV,S,d], keys/values [1,KV,slots,d] (slots >= count), count [1] ->
@@ -51,8 +76,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tens
 
 
 @attend.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, count: Tensor, layer: int, scale: float,
-      window: int, softcap: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    count: Tensor,
+    layer: int,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     _, heads, rows, dim = query.shape
     return query.new_empty(1, rows, heads, dim), torch.empty_like(key), torch.empty_like(value)
 
@@ -75,7 +110,9 @@ class StepCache(Cache):
         """-1: unbounded, as a dynamic cache says."""
         return -1
 
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """The call's own rows, unchanged."""
         return key, value
 
@@ -85,7 +122,9 @@ class Call:
     """What the attention function and the rotary function need to know of the call under way."""
 
     cache: StepCache | None = None
-    angles: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # (cos as the model sees it, half cos, half sin)
+    angles: list[tuple[Tensor, Tensor, Tensor]] = field(
+        default_factory=list
+    )  # (cos as the model sees it, half cos, half sin)
 
 
 CALL = Call()
@@ -101,8 +140,17 @@ def calling(cache: StepCache) -> Iterator[StepCache]:
         CALL.cache, CALL.angles = None, []
 
 
-def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, scaling: float | None = None,
-              sliding_window: int | None = None, softcap: float | None = None, **kwargs: Any) -> tuple[Tensor, None]:
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """Transformers' attention function over the step cache; refuses what it cannot honour by name."""
     cache = CALL.cache
     if cache is None:
@@ -110,8 +158,18 @@ def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_
     refuse(module, key, value, attention_mask, kwargs)
     layer = module.layer_idx
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    out, new_key, new_value = attend(query, key, value, cache.keys[layer], cache.values[layer], cache.count, layer, scale,
-                                     sliding_window or 0, float(softcap or 0))
+    out, new_key, new_value = attend(
+        query,
+        key,
+        value,
+        cache.keys[layer],
+        cache.values[layer],
+        cache.count,
+        layer,
+        scale,
+        sliding_window or 0,
+        float(softcap or 0),
+    )
     cache.new_keys[layer], cache.new_values[layer] = new_key, new_value
     return out, None
 
@@ -131,8 +189,12 @@ def refuse(module: Any, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str,
             if given is not None and word not in HARMLESS:
                 what = f"needs the attention feature {word!r}"
     if what:
-        raise InputError(f"{name} {what}, which a fixed-shape step graph does not have",
-                         "choose a model without it; nothing was exported")
+        raise InputError(
+            f"{name} {what}, which a fixed-shape step graph does not have",
+            "choose a model without it; nothing was exported",
+        )
 
 
-ALL_ATTENTION_FUNCTIONS.register(NAME, attention)  # no mask function of this name: Transformers then builds no mask
+ALL_ATTENTION_FUNCTIONS.register(
+    NAME, attention
+)  # no mask function of this name: Transformers then builds no mask

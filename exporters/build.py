@@ -21,7 +21,9 @@ class Builder:
         self.initializers: dict[str, ir.Value] = {}
         self.memo: dict[Hashable, Any] = {}
 
-    def op(self, kind: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any) -> Any:
+    def op(
+        self, kind: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any
+    ) -> Any:
         """Append a node; its output, or a tuple of them where `outputs` > 1."""
         node = ir.node(kind, list(inputs), attributes=attributes, domain=domain, num_outputs=outputs)
         for i, value in enumerate(node.outputs):
@@ -33,14 +35,17 @@ class Builder:
         """A constant, once per value and type."""
         array = np.asarray(array, order="C")
         key = ("const", array.dtype.str, array.shape, array.tobytes())
-        return self.once(key, lambda: self.initializer(ir.tensor(array, name=f"const_{len(self.initializers)}")))
+        return self.once(
+            key, lambda: self.initializer(ir.tensor(array, name=f"const_{len(self.initializers)}"))
+        )
 
     def initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
         """A stored tensor under its own name, once."""
         name = tensor.name or ""
         if name not in self.initializers:
-            self.initializers[name] = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype),
-                                               const_value=tensor)
+            self.initializers[name] = ir.Value(
+                name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
         return self.initializers[name]
 
     def input(self, name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
@@ -60,16 +65,23 @@ class Builder:
         used = live(self.nodes, [value for value, _, _ in outputs.values()])
         taken: list[ir.Value] = []
         for label, (value, dtype, shape) in outputs.items():
-            if value.producer() is None or value in taken:  # an input or a shared value needs a node to carry the output's name
+            if (
+                value.producer() is None or value in taken
+            ):  # an input or a shared value needs a node to carry the output's name
                 value = self.op("Identity", value)
                 used.append(self.nodes[-1])
             value.name, value.shape, value.type = label, ir.Shape(shape), ir.TensorType(dtype)
             taken.append(value)
         read = {v for node in used for v in node.inputs if v is not None}
         domains = {node.domain for node in used} | {""}
-        graph = ir.Graph(self.inputs, taken, nodes=used, name=name,
-                         initializers=[v for v in self.initializers.values() if v in read],
-                         opset_imports={d: OPSETS[d] for d in sorted(domains)})
+        graph = ir.Graph(
+            self.inputs,
+            taken,
+            nodes=used,
+            name=name,
+            initializers=[v for v in self.initializers.values() if v in read],
+            opset_imports={d: OPSETS[d] for d in sorted(domains)},
+        )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgespec")
 
 

@@ -26,7 +26,9 @@ def keep(keys: Tensor, cache: CacheSpec) -> Tensor:
     place = torch.arange(slots)
     protected = (place < cache.sinks) | (place >= slots - cache.recent)
     scores = torch.where(protected, PROTECTED, SCORES[cache.policy](keys))
-    chosen = scores.topk(cache.budget, -1, sorted=False).indices.float()  # float: some NPUs sort nothing else; exact below 2^24
+    chosen = scores.topk(
+        cache.budget, -1, sorted=False
+    ).indices.float()  # float: some NPUs sort nothing else; exact below 2^24
     return chosen.topk(cache.budget, -1, largest=False).values.int()
 
 
@@ -57,12 +59,26 @@ def commit_graph(spec: ModelSpec, cache: CacheSpec, file: str) -> tuple[ir.Model
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(module, (example, example.clone()), dynamo=True, opset_version=23, verbose=False,
-                                    input_names=["keys", "values"], output_names=names)
+        program = torch.onnx.export(
+            module,
+            (example, example.clone()),
+            dynamo=True,
+            opset_version=23,
+            verbose=False,
+            input_names=["keys", "values"],
+            output_names=names,
+        )
     model = program.model
     if append:
         model.graph.inputs.pop(1)
     kept = (1, spec.kv_heads, cache.budget, spec.head_dim)
     outputs = [TensorSpec("keep", "int32", (spec.kv_heads, cache.budget))]
     outputs += [TensorSpec(name, "float32", kept) for name in names[1:]]
-    return model, GraphSpec(file, "commit", cache.block, cache.budget, tuple(TensorSpec(n, "float32", shape) for n in inputs), tuple(outputs))
+    return model, GraphSpec(
+        file,
+        "commit",
+        cache.block,
+        cache.budget,
+        tuple(TensorSpec(n, "float32", shape) for n in inputs),
+        tuple(outputs),
+    )

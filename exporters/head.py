@@ -20,12 +20,18 @@ def always_kept(tokenizer_json: bytes, stop_ids: tuple[int, ...]) -> set[int]:
     data = json.loads(tokenizer_json)
     special = {entry["id"] for entry in data.get("added_tokens", []) if entry.get("special")}
     vocabulary = data["model"]["vocab"]
-    pairs = vocabulary.items() if isinstance(vocabulary, dict) else ((entry[0], i) for i, entry in enumerate(vocabulary))
+    pairs = (
+        vocabulary.items()
+        if isinstance(vocabulary, dict)
+        else ((entry[0], i) for i, entry in enumerate(vocabulary))
+    )
     single = {i for token, i in pairs if len(token) == 1 or (len(token) == 6 and token.startswith("<0x"))}
     return special | set(stop_ids) | single
 
 
-def by_frequency(tokenizer_json: bytes, stop_ids: tuple[int, ...], text: str, rows: int, vocab: int) -> np.ndarray:
+def by_frequency(
+    tokenizer_json: bytes, stop_ids: tuple[int, ...], text: str, rows: int, vocab: int
+) -> np.ndarray:
     """The `rows` ids to keep, ascending: what must be kept, then the text's most frequent, then the lowest ids.
 
     A byte-pair vocabulary numbers its merges by frequency, so among unseen tokens a lower id is the likelier one.
@@ -42,7 +48,9 @@ def from_file(path: Path, tokenizer_json: bytes, stop_ids: tuple[int, ...], voca
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if line.strip():
             if not line.strip().isdigit() or int(line) >= vocab:
-                raise InputError(f"{path.name} line {number}: {line.strip()[:40]!r} is no token id below {vocab}",
-                                 "write one id a line, most frequent first or in any order")
+                raise InputError(
+                    f"{path.name} line {number}: {line.strip()[:40]!r} is no token id below {vocab}",
+                    "write one id a line, most frequent first or in any order",
+                )
             chosen.add(int(line))
     return np.array(sorted(chosen), np.int64)

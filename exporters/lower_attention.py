@@ -29,7 +29,9 @@ def rows_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
     group = spec.heads // spec.kv_heads
     shape = lambda *dims: b.const(np.array(dims, np.int64))  # noqa: E731
     number = lambda x: b.const(np.float32(x))  # noqa: E731
-    q = b.op("Reshape", b.op("Mul", query, number(scale)), shape(1, spec.kv_heads, group * width, spec.head_dim))
+    q = b.op(
+        "Reshape", b.op("Mul", query, number(scale)), shape(1, spec.kv_heads, group * width, spec.head_dim)
+    )
     turned = lambda x: b.op("Transpose", x, perm=[0, 1, 3, 2])  # noqa: E731
     scores = b.op("Concat", b.op("MatMul", q, turned(keys)), b.op("MatMul", q, turned(key)), axis=-1)
     if softcap:
@@ -52,7 +54,9 @@ def mask(low: Lowering, slots: int, window: int, group: int) -> ir.Value:
     b, width = low.b, low.target.width
     row, slot = np.arange(width, dtype=np.int32), np.arange(slots, dtype=np.int32)
     count = low.inputs["count"]
-    filled = b.op("Expand", b.op("Less", b.const(slot[None]), count), b.const(np.array([width, slots], np.int64)))
+    filled = b.op(
+        "Expand", b.op("Less", b.const(slot[None]), count), b.const(np.array([width, slots], np.int64))
+    )
     if window:  # slot > count + row - window
         filled = b.op("And", filled, b.op("Greater", b.const(slot[None] - row[:, None] + window), count))
     apart = row[:, None] - row[None]
@@ -82,12 +86,29 @@ def append_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
     if window:
         attributes["local_window_size"] = window
     out, new_keys, new_values = b.op(
-        "GroupQueryAttention", q, k, v, low.inputs[f"keys_{layer}"], low.inputs[f"values_{layer}"], last, total,
-        domain="com.microsoft", outputs=3, num_heads=spec.heads, kv_num_heads=spec.kv_heads, scale=scale, **attributes)
+        "GroupQueryAttention",
+        q,
+        k,
+        v,
+        low.inputs[f"keys_{layer}"],
+        low.inputs[f"values_{layer}"],
+        last,
+        total,
+        domain="com.microsoft",
+        outputs=3,
+        num_heads=spec.heads,
+        kv_num_heads=spec.kv_heads,
+        scale=scale,
+        **attributes,
+    )
     if width == 1:
         out = b.op("Gather", out, b.const(np.array([0], np.int64)), axis=1)
     low.flat[node.outputs[0]] = out
-    return b.op("Reshape", out, b.const(np.array([1, width, spec.heads, spec.head_dim], np.int64))), new_keys, new_values
+    return (
+        b.op("Reshape", out, b.const(np.array([1, width, spec.heads, spec.head_dim], np.int64))),
+        new_keys,
+        new_values,
+    )
 
 
 def by_row(low: Lowering, value: ir.Value) -> ir.Value:

@@ -17,7 +17,6 @@ from edgespec.exporters.build import Builder
 from edgespec.exporters.lower_attention import append_attend, rows_attend
 from edgespec.exporters.program import DOMAIN, Program
 from edgespec.exporters.step import TRACED_WIDTH
-from edgespec.exporters.weights import Weights
 from edgespec.spec import CacheSpec, ModelSpec, TensorSpec, step_inputs, step_outputs
 
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
@@ -59,17 +58,28 @@ class Lowering:
         self.values: dict[ir.Value, ir.Value] = {}
         self.new_keys: dict[int, ir.Value] = {}
         self.new_values: dict[int, ir.Value] = {}
-        self.flat: dict[ir.Value, ir.Value] = {}  # a [1,S,H,d] value of the program that exists as [1,S,H·d] too
-        self.inputs = {t.name: self.b.input(t.name, DTYPES[t.dtype], t.shape)
-                       for t in step_inputs(target.kind, target.width, spec, target.cache.rows(target.bucket))}
+        self.flat: dict[
+            ir.Value, ir.Value
+        ] = {}  # a [1,S,H,d] value of the program that exists as [1,S,H·d] too
+        self.inputs = {
+            t.name: self.b.input(t.name, DTYPES[t.dtype], t.shape)
+            for t in step_inputs(target.kind, target.width, spec, target.cache.rows(target.bucket))
+        }
 
     def run(self) -> ir.Model:
         """The whole graph."""
         for value in self.program.graph.inputs:
             self.feed(value)
         for node in self.program.graph:
-            getattr(self, f"lower_{node.op_type.lower()}" if node.domain == DOMAIN or node.op_type == "Reshape" else "copy")(node)
-        return self.b.model(f"{self.target.kind}_{self.target.width}", self.outputs(self.get(self.program.graph.outputs[0])))
+            getattr(
+                self,
+                f"lower_{node.op_type.lower()}"
+                if node.domain == DOMAIN or node.op_type == "Reshape"
+                else "copy",
+            )(node)
+        return self.b.model(
+            f"{self.target.kind}_{self.target.width}", self.outputs(self.get(self.program.graph.outputs[0]))
+        )
 
     def feed(self, value: ir.Value) -> None:
         """The program's call inputs; its parameters are met where they are used."""
@@ -86,15 +96,22 @@ class Lowering:
         if value.const_value is not None:
             array = value.const_value.numpy()
             if TRACED_WIDTH in array.shape or (array.dtype.kind == "i" and (array == TRACED_WIDTH).any()):
-                raise InputError(f"{self.spec.family}: a constant of shape {array.shape} depends on the number of tokens in a call",
-                                 "this model's code cannot be given a fixed width; please report it")
+                raise InputError(
+                    f"{self.spec.family}: a constant of shape {array.shape} depends on the number of tokens in a call",
+                    "this model's code cannot be given a fixed width; please report it",
+                )
             return self.b.const(array)
         return self.storage.plain(self.b, value.name or "", 0.0)
 
     def copy(self, node: ir.Node) -> None:
         """A standard operator, as it is."""
-        made = self.b.op(node.op_type, *[None if v is None else self.get(v) for v in node.inputs], domain=node.domain,
-                         outputs=len(node.outputs), **{a.name: a.value for a in node.attributes.values()})
+        made = self.b.op(
+            node.op_type,
+            *[None if v is None else self.get(v) for v in node.inputs],
+            domain=node.domain,
+            outputs=len(node.outputs),
+            **{a.name: a.value for a in node.attributes.values()},
+        )
         for old, new in zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=True):
             self.values[old] = new
 
@@ -107,8 +124,10 @@ class Lowering:
             return
         shape = [0 if i < len(given) and size == given[i] else size for i, size in enumerate(wanted)]
         if TRACED_WIDTH in shape:
-            raise InputError(f"{self.spec.family}: a reshape to {wanted} depends on the number of tokens in a call",
-                             "this model's code cannot be given a fixed width; please report it")
+            raise InputError(
+                f"{self.spec.family}: a reshape to {wanted} depends on the number of tokens in a call",
+                "this model's code cannot be given a fixed width; please report it",
+            )
         self.values[out] = self.b.op("Reshape", self.get(source), self.b.const(np.array(shape, np.int64)))
 
     def lower_linear(self, node: ir.Node) -> None:
@@ -125,7 +144,9 @@ class Lowering:
         table, ids = node.inputs
         if table.name in self.storage.embedding:
             form, parts = self.storage.place(self.b, table.name, "embedding")
-            made = form.embed(self.b, self.get(ids), parts, self.target.width, *self.program.shapes[table.name])
+            made = form.embed(
+                self.b, self.get(ids), parts, self.target.width, *self.program.shapes[table.name]
+            )
         else:
             made = self.b.op("Gather", self.get(table), self.get(ids), axis=0)
         self.values[node.outputs[0]] = made
@@ -138,8 +159,14 @@ class Lowering:
         if centred:
             made = self.b.op("LayerNormalization", self.get(x), scale, axis=-1, epsilon=epsilon)
         elif self.target.fused and (terms := residual(x)) is not None:
-            made, *unused, total = self.b.op("SkipSimplifiedLayerNormalization", *[self.get(t) for t in terms], scale,
-                                             domain="com.microsoft", outputs=4, epsilon=epsilon)
+            made, *unused, total = self.b.op(
+                "SkipSimplifiedLayerNormalization",
+                *[self.get(t) for t in terms],
+                scale,
+                domain="com.microsoft",
+                outputs=4,
+                epsilon=epsilon,
+            )
             for value in unused:
                 value.name = ""
             self.values[x] = total  # whoever adds to the residual stream next reads the kernel's own sum
@@ -157,12 +184,16 @@ class Lowering:
         half, dim = int(node.inputs[1].shape[-1]), int(node.inputs[0].shape[-1])
         if 2 * half < dim:
             attributes["rotary_embedding_dim"] = 2 * half
-        return self.b.op("RotaryEmbedding", x, cos, sin, interleaved=node.attributes["interleaved"].value, **attributes)
+        return self.b.op(
+            "RotaryEmbedding", x, cos, sin, interleaved=node.attributes["interleaved"].value, **attributes
+        )
 
     def lower_take(self, node: ir.Node) -> None:
         """Prefill wants the logits of one row; every other kind of all."""
         x = self.get(node.inputs[0])
-        self.values[node.outputs[0]] = self.b.op("Gather", x, self.inputs["row"], axis=1) if self.target.kind == "prefill" else x
+        self.values[node.outputs[0]] = (
+            self.b.op("Gather", x, self.inputs["row"], axis=1) if self.target.kind == "prefill" else x
+        )
 
     def lower_attend(self, node: ir.Node) -> None:
         """The one attention operator, as the cache's contract has it."""
@@ -177,22 +208,30 @@ class Lowering:
         made: dict[str, ir.Value] = {"logits": logits}
         best = b.op("ArgMax", logits, axis=-1, keepdims=0)
         ids = None if t.head_ids is None else b.const(t.head_ids.astype(np.int32))
-        made["argmax"] = b.op("Cast", best, to=int(INT32)) if ids is None else b.op("Gather", ids, best, axis=0)
+        made["argmax"] = (
+            b.op("Cast", best, to=int(INT32)) if ids is None else b.op("Gather", ids, best, axis=0)
+        )
         if t.kind == "draft":
             log_p = b.op("LogSoftmax", logits, axis=-1)
             p = b.op("Exp", log_p)
             entropy = b.op("ReduceSum", b.op("Mul", p, log_p), b.const(np.array([-1], np.int64)), keepdims=0)
             made["entropy"] = b.op("Neg", entropy)
             top = step_outputs("draft", t.width, self.spec, t.cache, t.bucket, t.head_rows)[3].shape[-1]
-            made["top_probabilities"], places = b.op("TopK", p, b.const(np.array([top], np.int64)), axis=-1, outputs=2)
-            made["top_ids"] = b.op("Cast", places, to=int(INT32)) if ids is None else b.op("Gather", ids, places, axis=0)
+            made["top_probabilities"], places = b.op(
+                "TopK", p, b.const(np.array([top], np.int64)), axis=-1, outputs=2
+            )
+            made["top_ids"] = (
+                b.op("Cast", places, to=int(INT32)) if ids is None else b.op("Gather", ids, places, axis=0)
+            )
         for label, rows in (("keys", self.new_keys), ("values", self.new_values)):
             ordered = [rows[i] for i in range(self.spec.layers)]
             if t.cache.contract == "rows":
                 made[f"new_{label}"] = b.op("Concat", *ordered, axis=0)
             else:
                 made.update({f"new_{label}_{i}": value for i, value in enumerate(ordered)})
-        wanted: tuple[TensorSpec, ...] = step_outputs(t.kind, t.width, self.spec, t.cache, t.bucket, t.head_rows)
+        wanted: tuple[TensorSpec, ...] = step_outputs(
+            t.kind, t.width, self.spec, t.cache, t.bucket, t.head_rows
+        )
         return {w.name: (made[w.name], DTYPES[w.dtype], w.shape) for w in wanted}
 
 

@@ -19,7 +19,9 @@ from edgespec.exporters.step import model_spec
 from edgespec.spec import CacheSpec, ModelSpec
 
 DEFAULT_FORM = {"cpu": "int8", "npu": "int4"}
-HEAD_FORM = {"int4": {"cpu": "int8", "npu": "fp16"}}  # rounding the head to int4 alone costs more than the whole rest
+HEAD_FORM = {
+    "int4": {"cpu": "int8", "npu": "fp16"}
+}  # rounding the head to int4 alone costs more than the whole rest
 DRAFT_LAYERS = 2
 WORKING_SET = 1.5e9  # bytes: the libraries, a trace, and the copies of one parameter while it is encoded
 
@@ -68,14 +70,25 @@ def cache_spec(config: ExportConfig, spec: ModelSpec, name: str, source: str) ->
     flag = "--draft-budget" if draft else "--budget"
     window = max(spec.windows)
     if budget < window and not config.truncate_window:
-        raise InputError(f"budget {budget} is below {source}'s sliding window of {window} tokens",
-                         f"use {flag} {window} or more, or --truncate-window to shorten the window")
+        raise InputError(
+            f"budget {budget} is below {source}'s sliding window of {window} tokens",
+            f"use {flag} {window} or more, or --truncate-window to shorten the window",
+        )
     if budget + config.block > spec.positions:
-        raise InputError(f"budget {budget} + block {config.block} are more slots than {source}'s {spec.positions} positions",
-                         f"use {flag} {spec.positions - config.block} or less")
-    return CacheSpec("append" if config.device == "cpu" else "rows", budget, config.block,
-                     config.draft_policy if draft else config.policy, config.sinks, config.recent,
-                     (budget,) if draft else config.all_buckets, config.block)
+        raise InputError(
+            f"budget {budget} + block {config.block} are more slots than {source}'s {spec.positions} positions",
+            f"use {flag} {spec.positions - config.block} or less",
+        )
+    return CacheSpec(
+        "append" if config.device == "cpu" else "rows",
+        budget,
+        config.block,
+        config.draft_policy if draft else config.policy,
+        config.sinks,
+        config.recent,
+        (budget,) if draft else config.all_buckets,
+        config.block,
+    )
 
 
 def precisions(config: ExportConfig) -> dict[str, str]:
@@ -88,9 +101,14 @@ def precisions(config: ExportConfig) -> dict[str, str]:
 def same_tokens(target: Checkpoint, draft: Checkpoint) -> None:
     """InputError where the two tokenizers give an id different tokens (padding aside)."""
     if differing := vocabularies_differ(target.tokenizer, draft.tokenizer):
-        shown = ", ".join(f"{i} is {ours!r} in {target.source} and {theirs!r} in {draft.source}" for i, ours, theirs in differing[:3])
-        raise InputError(f"the tokenizers of {target.source} and {draft.source} differ in {len(differing):,} ids: {shown}",
-                         "use a draft of the same tokenizer, such as --draft demo (two of the target's own layers)")
+        shown = ", ".join(
+            f"{i} is {ours!r} in {target.source} and {theirs!r} in {draft.source}"
+            for i, ours, theirs in differing[:3]
+        )
+        raise InputError(
+            f"the tokenizers of {target.source} and {draft.source} differ in {len(differing):,} ids: {shown}",
+            "use a draft of the same tokenizer, such as --draft demo (two of the target's own layers)",
+        )
 
 
 def require_room(config: ExportConfig, jobs: list[Job]) -> None:
@@ -100,15 +118,21 @@ def require_room(config: ExportConfig, jobs: list[Job]) -> None:
     largest = max(int(np.prod(job.checkpoint.shape(name))) for job in jobs for name in job.checkpoint.names())
     available, needed = memory_available(), int(WORKING_SET + 16 * largest)
     if available is not None and available < needed:
-        raise BackendError(f"the export needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free",
-                           "close other programs, or export on a larger machine")
+        raise BackendError(
+            f"the export needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free",
+            "close other programs, or export on a larger machine",
+        )
 
 
 def stored_bytes(job: Job) -> int:
     """About the bytes of a job's weights file."""
     form = FORMS[job.precision["linear"]]
     shapes = (job.checkpoint.shape(name) for name in job.checkpoint.names())
-    sizes = (sum(np.dtype(d).itemsize * int(np.prod(s)) for d, s in form.parts(*shape).values()) for shape in shapes if len(shape) == 2)
+    sizes = (
+        sum(np.dtype(d).itemsize * int(np.prod(s)) for d, s in form.parts(*shape).values())
+        for shape in shapes
+        if len(shape) == 2
+    )
     return sum(sizes)
 
 

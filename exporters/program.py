@@ -38,13 +38,25 @@ def part(name: str, inputs: str, outputs: str, **attributes: str) -> Op:
     one = OpSchema.FormalParameterOption.Single
     kinds = {"i": OpSchema.AttrType.INT, "f": OpSchema.AttrType.FLOAT}
     formal = lambda n: OpSchema.FormalParameter(  # noqa: E731
-        n, "tensor(int64)" if n in ("ids", "count", "row") else "tensor(float)", "", param_option=one)
-    return Op(Opset(DOMAIN, 1), name, OpSchema(
-        name, DOMAIN, 1, inputs=[formal(n) for n in inputs.split()], outputs=[formal(n) for n in outputs.split()],
-        attributes=[OpSchema.Attribute(n, kinds[kind], required=True) for n, kind in attributes.items()]))
+        n, "tensor(int64)" if n in ("ids", "count", "row") else "tensor(float)", "", param_option=one
+    )
+    return Op(
+        Opset(DOMAIN, 1),
+        name,
+        OpSchema(
+            name,
+            DOMAIN,
+            1,
+            inputs=[formal(n) for n in inputs.split()],
+            outputs=[formal(n) for n in outputs.split()],
+            attributes=[OpSchema.Attribute(n, kinds[kind], required=True) for n, kind in attributes.items()],
+        ),
+    )
 
 
-ATTEND = part("Attend", "q k v keys values count", "out new_k new_v", layer="i", scale="f", window="i", softcap="f")
+ATTEND = part(
+    "Attend", "q k v keys values count", "out new_k new_v", layer="i", scale="f", window="i", softcap="f"
+)
 NORM = part("Norm", "x w", "y", epsilon="f", centred="i", offset="f")
 ROPE = part("Rope", "x cos sin", "y", interleaved="i")
 LINEAR = part("Linear", "x w", "y")
@@ -70,8 +82,11 @@ def translations() -> dict[Any, Any]:
     ours, aten = torch.ops.edgespec, torch.ops.aten
     return {
         ours.attend.default: lambda q, k, v, keys, values, count, layer, scale, window, softcap: ATTEND(
-            q, k, v, keys, values, count, layer=layer, scale=scale, window=window, softcap=softcap),
-        ours.norm.default: lambda x, w, epsilon, centred, offset: NORM(x, w, epsilon=epsilon, centred=int(centred), offset=offset),
+            q, k, v, keys, values, count, layer=layer, scale=scale, window=window, softcap=softcap
+        ),
+        ours.norm.default: lambda x, w, epsilon, centred, offset: NORM(
+            x, w, epsilon=epsilon, centred=int(centred), offset=offset
+        ),
         ours.rope.default: lambda x, cos, sin, interleaved: ROPE(x, cos, sin, interleaved=int(interleaved)),
         aten.linear.default: linear,
         aten.embedding.default: lambda w, ids, *rest, **named: EMBED(w, ids),
@@ -90,10 +105,18 @@ def build_program(bones: Skeleton, spec: ModelSpec) -> Program:
             raise
         except Exception as error:  # torch.export raises many kinds
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"{spec.family} cannot be traced with fixed shapes: {first}",
-                             "its code depends on values that only exist at run time; choose another model") from error
-        onnx_program = torch.onnx.export(exported, dynamo=True, opset_version=23, verbose=False, optimize=False,
-                                         custom_translation_table=translations())
+            raise InputError(
+                f"{spec.family} cannot be traced with fixed shapes: {first}",
+                "its code depends on values that only exist at run time; choose another model",
+            ) from error
+        onnx_program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            opset_version=23,
+            verbose=False,
+            optimize=False,
+            custom_translation_table=translations(),
+        )
     ir_model = onnx_program.model
     graph = ir_model.graph
     shapes: dict[str, tuple[int, ...]] = {}

@@ -28,7 +28,9 @@ def norm(x: Tensor, weight: Tensor, epsilon: float, centred: bool, offset: float
     y = x.float()
     if centred:
         y = y - y.mean(-1, keepdim=True)
-    return (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + epsilon) * (weight.float() + offset)).to(x.dtype)
+    return (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + epsilon) * (weight.float() + offset)).to(
+        x.dtype
+    )
 
 
 @norm.register_fake
@@ -40,7 +42,7 @@ def _(x: Tensor, weight: Tensor, epsilon: float, centred: bool, offset: float) -
 def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Rotate the first 2r of d dimensions: x [1,H,S,d], cos and sin [1,S,r]; pairs (i, i+r), or (2i, 2i+1) if interleaved."""
     r = cos.shape[-1]
-    head, tail = x[..., : 2 * r], x[..., 2 * r:]
+    head, tail = x[..., : 2 * r], x[..., 2 * r :]
     a, b = (head[..., 0::2], head[..., 1::2]) if interleaved else (head[..., :r], head[..., r:])
     c, s = cos.unsqueeze(1), sin.unsqueeze(1)
     pair = (a * c - b * s, a * s + b * c)
@@ -73,7 +75,9 @@ class Double(TorchFunctionMode):
         if function is Tensor.float:
             return args[0].double()
         swap = lambda value: torch.float64 if value is torch.float32 else value  # noqa: E731
-        return function(*[swap(a) for a in args], **{key: swap(value) for key, value in (kwargs or {}).items()})
+        return function(
+            *[swap(a) for a in args], **{key: swap(value) for key, value in (kwargs or {}).items()}
+        )
 
 
 class AngleTable(nn.Module):
@@ -87,12 +91,16 @@ class AngleTable(nn.Module):
         with Double(), torch.no_grad():
             cos, sin = rotary(torch.zeros(1, dtype=torch.float64), torch.arange(positions)[None], *extra)
         if cos.dim() != 3 or cos.shape[-1] % 2:
-            raise InputError(f"{type(rotary).__name__} gives angles of shape {tuple(cos.shape)}, not [1, positions, dimensions]",
-                             "this rotary embedding is not supported; choose another model")
+            raise InputError(
+                f"{type(rotary).__name__} gives angles of shape {tuple(cos.shape)}, not [1, positions, dimensions]",
+                "this rotary embedding is not supported; choose another model",
+            )
         r = cos.shape[-1] // 2
         self.interleaved = bool(torch.equal(cos[..., 0::2], cos[..., 1::2]))
         if not self.interleaved and not torch.equal(cos[..., :r], cos[..., r:]):
-            raise InputError(f"{type(rotary).__name__} gives every dimension its own angle", "choose another model")
+            raise InputError(
+                f"{type(rotary).__name__} gives every dimension its own angle", "choose another model"
+            )
         half = (lambda t: t[0, :, 0::2]) if self.interleaved else (lambda t: t[0, :, :r])
         self.values = {"cos": half(cos).float().contiguous(), "sin": half(sin).float().contiguous()}
         for name, value in self.values.items():  # a skeleton's buffers lose their data; its `values` do not
@@ -104,7 +112,10 @@ class AngleTable(nn.Module):
 
     def forward(self, x: Tensor, position_ids: Tensor, *extra: Any) -> tuple[Tensor, Tensor]:
         """positions [1,S] -> cos, sin [1,S,2r] in the model's layout."""
-        cos, sin = nn.functional.embedding(position_ids, self.cos), nn.functional.embedding(position_ids, self.sin)
+        cos, sin = (
+            nn.functional.embedding(position_ids, self.cos),
+            nn.functional.embedding(position_ids, self.sin),
+        )
         full = self.spread(cos), self.spread(sin)
         CALL.angles.append((full[0], cos, sin))
         return full
@@ -124,10 +135,17 @@ class LayerAngles(nn.Module):
 
 def angle_table(rotary: nn.Module, positions: int, config: Any) -> nn.Module:
     """The table that stands for this rotary module (which must be on the CPU); scaling that depends on the length is refused."""
-    kinds = rotary.rope_type if isinstance(getattr(rotary, "rope_type", None), dict) else {"": getattr(rotary, "rope_type", "default")}
+    kinds = (
+        rotary.rope_type
+        if isinstance(getattr(rotary, "rope_type", None), dict)
+        else {"": getattr(rotary, "rope_type", "default")}
+    )
     for kind in kinds.values():
         if "dynamic" in str(kind) or kind == "longrope":
-            raise InputError(f"rotary scaling {kind!r} depends on the length of the text", "choose a checkpoint with a fixed scaling")
+            raise InputError(
+                f"rotary scaling {kind!r} depends on the length of the text",
+                "choose a checkpoint with a fixed scaling",
+            )
     if "" in kinds:
         return AngleTable(rotary, positions, ())
     return LayerAngles(rotary, positions, sorted(set(config.layer_types)))
@@ -136,9 +154,17 @@ def angle_table(rotary: nn.Module, positions: int, config: Any) -> nn.Module:
 def recognise_norm(module: nn.Module) -> Norm | None:
     """The Norm that computes what this module computes, or None."""
     weight = getattr(module, "weight", None)
-    if "norm" not in type(module).__name__.lower() or weight is None or weight.dim() != 1 or getattr(module, "bias", None) is not None:
+    if (
+        "norm" not in type(module).__name__.lower()
+        or weight is None
+        or weight.dim() != 1
+        or getattr(module, "bias", None) is not None
+    ):
         return None
-    epsilon = next((getattr(module, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(module, name)), None)
+    epsilon = next(
+        (getattr(module, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(module, name)),
+        None,
+    )
     if epsilon is None:
         return None
     trial = copy.deepcopy(module).float()
@@ -151,22 +177,34 @@ def recognise_norm(module: nn.Module) -> Norm | None:
         want = trial(x)
         for centred in (False, True):
             for offset in (0.0, 1.0):
-                if torch.allclose(norm(x, trial.weight, float(epsilon), centred, offset), want, atol=TOLERANCE, rtol=TOLERANCE):
+                if torch.allclose(
+                    norm(x, trial.weight, float(epsilon), centred, offset),
+                    want,
+                    atol=TOLERANCE,
+                    rtol=TOLERANCE,
+                ):
                     return Norm(weight, float(epsilon), centred, offset)
     return None
 
 
-def recognise_rope(apply: Callable[..., Any], cos: Tensor, sin: Tensor, half_cos: Tensor, half_sin: Tensor, dim: int) -> bool | None:
+def recognise_rope(
+    apply: Callable[..., Any], cos: Tensor, sin: Tensor, half_cos: Tensor, half_sin: Tensor, dim: int
+) -> bool | None:
     """Whether this function turns pairs interleaved (True) or by halves (False); None: neither."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(1, 2, cos.shape[1], dim, generator=generator)
-    for part in (q, q[..., : 2 * half_cos.shape[-1]]):  # some files cut the dimensions that turn before they call it
+    for part in (
+        q,
+        q[..., : 2 * half_cos.shape[-1]],
+    ):  # some files cut the dimensions that turn before they call it
         try:
             want, _ = apply(part, part.clone(), cos, sin)
         except (TypeError, RuntimeError):
             continue
         for interleaved in (False, True):
-            if 2 * half_cos.shape[-1] <= dim and torch.allclose(rope(part, half_cos, half_sin, interleaved), want, atol=TOLERANCE):
+            if 2 * half_cos.shape[-1] <= dim and torch.allclose(
+                rope(part, half_cos, half_sin, interleaved), want, atol=TOLERANCE
+            ):
                 return interleaved
     return None
 
@@ -183,13 +221,17 @@ def named_rope(model: nn.Module, dim: int) -> Iterator[None]:
     places, kinds = torch.arange(1, 4)[None], set()
     for table in tables:
         half_cos, half_sin = table.values["cos"][places], table.values["sin"][places]
-        kinds.add(recognise_rope(original, table.spread(half_cos), table.spread(half_sin), half_cos, half_sin, dim))
+        kinds.add(
+            recognise_rope(original, table.spread(half_cos), table.spread(half_sin), half_cos, half_sin, dim)
+        )
     if len(kinds) != 1 or None in kinds:
         yield
         return
     interleaved = kinds.pop()
 
-    def apply(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def apply(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         halves = next(((c, s) for full, c, s in CALL.angles if full is cos), None)
         if halves is None:
             return original(q, k, cos, sin, *args, **kwargs)

@@ -27,7 +27,10 @@ def sinks(keys: Tensor) -> Tensor:
 
     keys [KV,M,d] -> scores [KV,M].
     """
-    return torch.arange(keys.shape[1], dtype=keys.dtype, device=keys.device).expand(keys.shape[0], -1) / keys.shape[1]
+    return (
+        torch.arange(keys.shape[1], dtype=keys.dtype, device=keys.device).expand(keys.shape[0], -1)
+        / keys.shape[1]
+    )
 
 
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {"keydiff": keydiff, "sinks": sinks}

@@ -35,7 +35,11 @@ class LayerView:
         """Every name that this view answers to."""
         shown = {str(layer): str(i) for i, layer in enumerate(self.layers)}
         found = ((name, LAYER.search(name)) for name in self.whole.names())
-        return frozenset(LAYER.sub(shown[m.group()], name, count=1) if m else name for name, m in found if not m or m.group() in shown)
+        return frozenset(
+            LAYER.sub(shown[m.group()], name, count=1) if m else name
+            for name, m in found
+            if not m or m.group() in shown
+        )
 
     def shape(self, name: str) -> tuple[int, ...]:
         """As Weights.shape."""

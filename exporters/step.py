@@ -26,8 +26,14 @@ from edgespec.exporters.recognise import angle_table, named_rope, recognise_norm
 from edgespec.spec import ModelSpec
 
 TRACED_WIDTH = 13  # a number that no constant of a model is likely to be
-FOREIGN = {"num_experts": "a mixture of experts", "num_local_experts": "a mixture of experts", "is_encoder_decoder": "an encoder-decoder",
-           "mamba_d_state": "a state-space model", "ssm_state_size": "a state-space model", "alibi": "ALiBi positions"}
+FOREIGN = {
+    "num_experts": "a mixture of experts",
+    "num_local_experts": "a mixture of experts",
+    "is_encoder_decoder": "an encoder-decoder",
+    "mamba_d_state": "a state-space model",
+    "ssm_state_size": "a state-space model",
+    "alibi": "ALiBi positions",
+}
 
 
 class Step(nn.Module):
@@ -37,15 +43,24 @@ class Step(nn.Module):
         super().__init__()
         self.model, self.layers = model, layers
 
-    def forward(self, tokens: Tensor, positions: Tensor, row: Tensor, count: Tensor, caches: list[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, row: Tensor, count: Tensor, caches: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """See the module's docstring; `row` names the rows whose logits are wanted."""
-        with calling(StepCache(caches[: self.layers], caches[self.layers:], count)) as cache:
-            logits = self.model(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True,
-                                logits_to_keep=row).logits
+        with calling(StepCache(caches[: self.layers], caches[self.layers :], count)) as cache:
+            logits = self.model(
+                input_ids=tokens,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=row,
+            ).logits
         if sorted(cache.new_keys) != list(range(self.layers)):
             missing = sorted(set(range(self.layers)) - set(cache.new_keys))
-            raise InputError(f"layers {missing} of {type(self.model).__name__} do not attend through Transformers' attention interface",
-                             "only decoders whose every layer is softmax attention can be exported")
+            raise InputError(
+                f"layers {missing} of {type(self.model).__name__} do not attend through Transformers' attention interface",
+                "only decoders whose every layer is softmax attention can be exported",
+            )
         order = range(self.layers)
         return logits, [cache.new_keys[i] for i in order], [cache.new_values[i] for i in order]
 
@@ -54,20 +69,33 @@ def model_spec(config: Any) -> ModelSpec:
     """A decoder's facts from its Transformers config; InputError names what the step graph cannot be built for."""
     for word, what in FOREIGN.items():
         if getattr(config, word, None):
-            raise InputError(f"{config.model_type} is {what} (config.{word})", "choose a dense decoder-only model")
+            raise InputError(
+                f"{config.model_type} is {what} (config.{word})", "choose a dense decoder-only model"
+            )
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     window = getattr(config, "sliding_window", None) or 0
     if not getattr(config, "use_sliding_window", True):
         window = 0
-    kinds = getattr(config, "layer_types", None) or (["sliding_attention"] * layers if window else ["full_attention"] * layers)
+    kinds = getattr(config, "layer_types", None) or (
+        ["sliding_attention"] * layers if window else ["full_attention"] * layers
+    )
     if strange := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
-        raise InputError(f"{config.model_type} has layers of kind {strange[0]!r}", "only full and sliding-window attention can be exported")
+        raise InputError(
+            f"{config.model_type} has layers of kind {strange[0]!r}",
+            "only full and sliding-window attention can be exported",
+        )
     return ModelSpec(
-        family=config.model_type, layers=layers, hidden=config.hidden_size, heads=heads,
+        family=config.model_type,
+        layers=layers,
+        hidden=config.hidden_size,
+        heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads, vocab=config.vocab_size,
-        positions=config.max_position_embeddings, tied=bool(config.tie_word_embeddings),
-        windows=tuple(window if kind == "sliding_attention" else 0 for kind in kinds))
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocab=config.vocab_size,
+        positions=config.max_position_embeddings,
+        tied=bool(config.tie_word_embeddings),
+        windows=tuple(window if kind == "sliding_attention" else 0 for kind in kinds),
+    )
 
 
 FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
@@ -102,7 +130,10 @@ def skeleton(config: Any) -> Skeleton:
         try:
             model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
         except ValueError as error:
-            raise InputError(f"Transformers has no causal language model for {config.model_type!r}", str(error).splitlines()[0]) from error
+            raise InputError(
+                f"Transformers has no causal language model for {config.model_type!r}",
+                str(error).splitlines()[0],
+            ) from error
     prepare(model.eval())
     constants = {name: value.clone() for name, value in model.named_buffers() if value.device.type != "meta"}
     return Skeleton(model.to("meta"), constants)

@@ -37,11 +37,22 @@ class Weights:
     entries: dict[Any, Entry] = field(default_factory=dict)
     size: int = 0
 
-    def parts(self, b: Builder, key: tuple[str, str], shapes: dict[str, tuple[str, tuple[int, ...]]],
-              make: Callable[[], dict[str, np.ndarray]]) -> dict[str, ir.Value]:
+    def parts(
+        self,
+        b: Builder,
+        key: tuple[str, str],
+        shapes: dict[str, tuple[str, tuple[int, ...]]],
+        make: Callable[[], dict[str, np.ndarray]],
+    ) -> dict[str, ir.Value]:
         """Initializers for a parameter's arrays (`shapes`: numpy type name and shape of each), placed at the first request."""
         if key not in self.entries:
-            self.entries[key] = Entry(make, {part: self.place(f"{key[0]}.{part}" if part else key[0], *what) for part, what in shapes.items()})
+            self.entries[key] = Entry(
+                make,
+                {
+                    part: self.place(f"{key[0]}.{part}" if part else key[0], *what)
+                    for part, what in shapes.items()
+                },
+            )
         return {part: b.initializer(tensor) for part, tensor in self.entries[key].tensors.items()}
 
     def place(self, name: str, dtype: str, shape: tuple[int, ...]) -> ir.ExternalTensor:
@@ -49,8 +60,15 @@ class Weights:
         start = -(-self.size // ALIGNMENT) * ALIGNMENT
         length = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         self.size = start + length
-        return ir.ExternalTensor(self.name, start, length, ir.DataType.from_numpy(np.dtype(dtype)), name=name,
-                                 shape=ir.Shape(shape), base_dir=self.base)
+        return ir.ExternalTensor(
+            self.name,
+            start,
+            length,
+            ir.DataType.from_numpy(np.dtype(dtype)),
+            name=name,
+            shape=ir.Shape(shape),
+            base_dir=self.base,
+        )
 
     def write(self, tick: Callable[[Any], None] = lambda key: None) -> None:
         """Fill the file, one entry in memory at a time; `tick` is called with each entry's key once it is written."""
@@ -61,8 +79,10 @@ class Weights:
                 for part, tensor in entry.tensors.items():
                     array = np.asarray(arrays[part], order="C")
                     if array.nbytes != tensor.length or array.shape != tuple(tensor.shape):
-                        raise MismatchError(f"{tensor.name} is {array.shape} of {array.nbytes} bytes, {tuple(tensor.shape)} was reserved",
-                                            "this is a fault of the exporter; please report the model's config")
+                        raise MismatchError(
+                            f"{tensor.name} is {array.shape} of {array.nbytes} bytes, {tuple(tensor.shape)} was reserved",
+                            "this is a fault of the exporter; please report the model's config",
+                        )
                     file.seek(tensor.offset or 0)
                     file.write(array.tobytes() if array.ndim == 0 else array.data)
                 tick(key)

@@ -43,29 +43,43 @@ def disagreements(engine: Any, tokens: Sequence[int]) -> list[Disagreement]:
                 continue
             for place, row in logits.items():
                 if place in reference and not np.array_equal(row, reference[place]):
-                    found.append(Disagreement(kind, width, place, "logits", float(np.abs(row - reference[place]).max())))
+                    found.append(
+                        Disagreement(
+                            kind, width, place, "logits", float(np.abs(row - reference[place]).max())
+                        )
+                    )
                     break
             else:
-                different = [i for i, (a, b) in enumerate(zip(ends, rows, strict=True)) if not np.array_equal(a, b)]
+                different = [
+                    i for i, (a, b) in enumerate(zip(ends, rows, strict=True)) if not np.array_equal(a, b)
+                ]
                 if different:
                     worst = float(np.abs(ends[different[0]] - rows[different[0]]).max())
-                    found.append(Disagreement(kind, width, len(tokens), f"cache of layer {different[0] % spec.layers}", worst))
+                    found.append(
+                        Disagreement(
+                            kind, width, len(tokens), f"cache of layer {different[0] % spec.layers}", worst
+                        )
+                    )
     return found
 
 
-def run(engine: Any, kind: str, width: int, tokens: list[int], bucket: int) -> tuple[dict[int, np.ndarray], list[np.ndarray]]:
+def run(
+    engine: Any, kind: str, width: int, tokens: list[int], bucket: int
+) -> tuple[dict[int, np.ndarray], list[np.ndarray]]:
     """Logits by position, and the filled cache rows, after absorbing the tokens through one graph in calls of its width."""
     engine.reset(bucket)
     logits: dict[int, np.ndarray] = {}
     done = 0
     while done < len(tokens):
         rows = min(width, len(tokens) - done, engine.free)
-        out = engine.call(kind, tokens[done:done + rows], width)["logits"][0]
+        out = engine.call(kind, tokens[done : done + rows], width)["logits"][0]
         for i, row in enumerate(out[:rows]) if kind != "prefill" else [(rows - 1, out[0])]:
             logits[done + i] = row.copy()
         engine.accept(rows)
         done += rows
-    ends = [buffer[0, :, : engine.count].copy() for part in ("keys", "values") for buffer in engine.caches[part]]
+    ends = [
+        buffer[0, :, : engine.count].copy() for part in ("keys", "values") for buffer in engine.caches[part]
+    ]
     return logits, ends
 
 

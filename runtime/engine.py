@@ -54,10 +54,15 @@ class Engine:
         rows = len(tokens)
         width = width or next(w for w in self.widths(kind) if w >= rows)
         if not 1 <= rows <= min(width, self.free):
-            raise InputError(f"{rows} tokens in a call of width {width} with {self.free} free rows", "clamp the call to Engine.free rows")
+            raise InputError(
+                f"{rows} tokens in a call of width {width} with {self.free} free rows",
+                "clamp the call to Engine.free rows",
+            )
         if self.position + rows > self.spec.positions:
-            raise InputError(f"position {self.position + rows} is beyond the {self.spec.positions} that {self.entry.source} was trained on",
-                             "shorten the text, or truncate the conversation")
+            raise InputError(
+                f"position {self.position + rows} is beyond the {self.spec.positions} that {self.entry.source} was trained on",
+                "shorten the text, or truncate the conversation",
+            )
         self._fit(self.count + rows)
         graph = self.graphs[kind, width, self.bucket]
         binding, arrays = self._binding(graph)
@@ -67,7 +72,11 @@ class Engine:
             arrays["row"][0] = rows - 1
         self.sessions[graph.file].run_with_iobinding(binding)
         self.pending = arrays
-        return {name: arrays[name] for name in ("logits", "argmax", "entropy", "top_probabilities", "top_ids") if name in arrays}
+        return {
+            name: arrays[name]
+            for name in ("logits", "argmax", "entropy", "top_probabilities", "top_ids")
+            if name in arrays
+        }
 
     def accept(self, rows: int) -> None:
         """Keep the first `rows` rows of the last call; commit if that filled the cache."""
@@ -75,7 +84,7 @@ class Engine:
             for part in ("keys", "values"):
                 new = self.pending[f"new_{part}"]
                 for layer, buffer in enumerate(self.caches[part]):
-                    buffer[0, :, self.count:self.count + rows] = new[layer, :, :rows]
+                    buffer[0, :, self.count : self.count + rows] = new[layer, :, :rows]
         self.count += rows
         self.position += rows
         if self.count == self.cache.slots and self.cache.policy != "none":
@@ -89,7 +98,7 @@ class Engine:
         done, logits = 0, np.zeros(0, np.float32)
         while done < len(tokens):
             rows = min(self.widths("prefill")[-1], len(tokens) - done, self.free)
-            logits = self.call("prefill", tokens[done:done + rows])["logits"][0, 0].copy()
+            logits = self.call("prefill", tokens[done : done + rows])["logits"][0, 0].copy()
             self.accept(rows)
             done += rows
         return logits
@@ -97,11 +106,16 @@ class Engine:
     def require(self, tokens: int) -> None:
         """InputError unless this many more tokens fit the model's positions and, without eviction, its cache."""
         if self.position + tokens > self.spec.positions:
-            raise InputError(f"{self.position + tokens} tokens are more than the {self.spec.positions} positions that {self.entry.source} "
-                             "was trained on", "shorten the prompt, or generate fewer tokens")
+            raise InputError(
+                f"{self.position + tokens} tokens are more than the {self.spec.positions} positions that {self.entry.source} "
+                "was trained on",
+                "shorten the prompt, or generate fewer tokens",
+            )
         if self.cache.policy == "none" and tokens > self.free:
-            raise InputError(f"{self.count + tokens} tokens are more than the {self.cache.slots} slots of a cache without eviction",
-                             "export with --policy keydiff, or with a larger --budget")
+            raise InputError(
+                f"{self.count + tokens} tokens are more than the {self.cache.slots} slots of a cache without eviction",
+                "export with --policy keydiff, or with a larger --budget",
+            )
 
     def _commit(self) -> None:
         """Move each layer's surviving rows to the front; sliding-window layers keep the newest N."""
@@ -112,7 +126,10 @@ class Engine:
             keys, values = self.caches["keys"][layer], self.caches["values"][layer]
             kept = newest if window else self._kept(graph, keys, values)
             for head in range(self.spec.kv_heads):
-                keys[0, head, :budget], values[0, head, :budget] = keys[0, head, kept[head]], values[0, head, kept[head]]
+                keys[0, head, :budget], values[0, head, :budget] = (
+                    keys[0, head, kept[head]],
+                    values[0, head, kept[head]],
+                )
         self.count = budget
 
     def _kept(self, graph: GraphSpec, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -128,10 +145,13 @@ class Engine:
     def _lay(self, bucket: int) -> None:
         """Buffers of a bucket, with the filled rows of the old ones."""
         shape = (1, self.spec.kv_heads, self.cache.rows(bucket), self.spec.head_dim)
-        fresh = {part: [np.zeros(shape, np.float32) for _ in range(self.spec.layers)] for part in ("keys", "values")}
+        fresh = {
+            part: [np.zeros(shape, np.float32) for _ in range(self.spec.layers)]
+            for part in ("keys", "values")
+        }
         for part in fresh if self.count else ():
             for old, new in zip(self.caches[part], fresh[part], strict=True):
-                new[0, :, :self.count] = old[0, :, :self.count]
+                new[0, :, : self.count] = old[0, :, : self.count]
         self.caches, self.bucket, self.bound = fresh, bucket, {}
 
     def _binding(self, graph: GraphSpec) -> tuple[Any, dict[str, np.ndarray]]:
@@ -139,10 +159,16 @@ class Engine:
         if graph.file in self.bound:
             return self.bound[graph.file]
         binding = self._session(graph).io_binding()
-        caches = {f"{part}_{i}": buffer for part, buffers in self.caches.items() for i, buffer in enumerate(buffers)}
+        caches = {
+            f"{part}_{i}": buffer for part, buffers in self.caches.items() for i, buffer in enumerate(buffers)
+        }
         arrays: dict[str, np.ndarray] = {}
         for tensor in graph.inputs:
-            arrays[tensor.name] = caches.get(tensor.name, None) if tensor.name in caches else np.zeros(tensor.shape, NUMPY[tensor.dtype])
+            arrays[tensor.name] = (
+                caches.get(tensor.name)
+                if tensor.name in caches
+                else np.zeros(tensor.shape, NUMPY[tensor.dtype])
+            )
             bind(binding.bind_input, tensor.name, arrays[tensor.name])
         for tensor in graph.outputs:
             own = caches.get(tensor.name.removeprefix("new_"))
@@ -157,10 +183,14 @@ class Engine:
             options.intra_op_num_threads = self.threads
             options.log_severity_level = 3
             try:
-                self.sessions[graph.file] = ort.InferenceSession(self.folder / graph.file, options, providers=["CPUExecutionProvider"])
+                self.sessions[graph.file] = ort.InferenceSession(
+                    self.folder / graph.file, options, providers=["CPUExecutionProvider"]
+                )
             except Exception as error:
                 first = str(error).strip().splitlines()[0]
-                raise BackendError(f"ONNX Runtime cannot open {graph.file}: {first}", "run edgespec check on the bundle") from error
+                raise BackendError(
+                    f"ONNX Runtime cannot open {graph.file}: {first}", "run edgespec check on the bundle"
+                ) from error
         return self.sessions[graph.file]
 
 
