@@ -1,8 +1,8 @@
 """`optimum-cli export edgespec`: our export under Optimum's command line; the work is edgespec.cli's.
 
-Optimum 2.3 finds it through optimum_register/edgespec.py, installed as optimum/commands/register/edgespec.py: the
-one folder that it reads the commands of others from. (Its older way, `@optimum_cli_subcommand` in a
-distribution's `subpackage` module, is closed to all but two distributions named in optimum/subpackages.py.)
+Optimum 2.3 finds it through optimum_register/edgespec.py, which installs in optimum/commands/register, the
+one folder that it reads the commands of others from. Its older way, `@optimum_cli_subcommand` in the module
+`subpackage` of a distribution, is closed to all but two that optimum/subpackages.py names.
 """
 
 from __future__ import annotations
