@@ -36,6 +36,7 @@ def check_paths(manifest: Manifest) -> None:
         named.append(manifest.tokenizer.chat_template)
     for model in manifest.models:
         named += [model.weights, *(graph.file for graph in model.graphs)]
+        named += [model.head_ids] if model.head_ids else []
     for name in named:
         if name not in manifest.files:
             raise BundleError(f"manifest names {name[:60]!a}, which manifest.files lacks", REMAKE)

@@ -87,6 +87,8 @@ class GraphSpec:
 class ModelEntry:
     """A target or draft. `precision` maps a layer class (`linear`, `head`, `embedding`) to its form.
 
+    `head_ids` names a file of int32 token ids, one for each head row, or is empty where row i is token i.
+
     `widths_agree`: every width gave the same bits when the bundle was made; if not, decoding goes through
     `verify`.
     """
@@ -99,6 +101,7 @@ class ModelEntry:
     weights: str
     graphs: tuple[GraphSpec, ...]
     head_rows: int
+    head_ids: str
     widths_agree: bool
 
 

@@ -96,22 +96,27 @@ class Source:
         tables = [n for n in self.program.shapes if self.canonical(n) == self.embedding]
         return Storage(self.place, self.plain, frozenset(seen), frozenset(tables))
 
-    def place(self, b: Builder, name: str, role: str) -> tuple[Any, dict[str, ir.Value]]:
-        """A parameter's form and its arrays; the draft's embedding is the target's where the tables agree."""
+    def place(self, b: Builder, names: tuple[str, ...], role: str) -> tuple[Any, dict[str, ir.Value]]:
+        """Parameters' form and arrays; the draft's embedding is the target's where the tables agree."""
         if role == "embedding" and self.target is not None:
-            return self.target.place(b, self.target.embedding, role)
+            return self.target.place(b, (self.target.embedding,), role)
         form = FORMS[self.job.precision[role]]
-        shape = self.program.shapes.get(name) or self.job.checkpoint.shape(self.canonical(name))
-        rows = self.job.head_ids if role == "head" else None
-        key = ("head" if rows is not None else self.canonical(name), form.name)
-        return form, self.weights.parts(
-            b, key, form.parts(*shape), functools.partial(self.encode, form, self.canonical(name), rows)
-        )
+        stored = tuple(self.canonical(name) for name in names)
+        shapes = [
+            self.program.shapes.get(name) or self.job.checkpoint.shape(self.canonical(name)) for name in names
+        ]
+        trimmed = role == "head" and self.job.head_ids is not None
+        label = "head" if trimmed else stored[0] + (f"+{len(stored) - 1}" if len(stored) > 1 else "")
+        parts = form.parts(sum(shape[0] for shape in shapes), shapes[0][1])
+        make = functools.partial(self.encode, form, stored, self.job.head_ids if trimmed else None)
+        return form, self.weights.parts(b, (label, form.name), parts, make)
 
-    def encode(self, form: Any, name: str, rows: np.ndarray | None) -> dict[str, np.ndarray]:
-        """One parameter read and encoded; nothing of it stays in memory."""
-        weight = self.job.checkpoint.tensor(name).numpy()
-        grid = (self.job.grids or {}).get(name) or self.job.checkpoint.grid(name)
+    def encode(self, form: Any, names: tuple[str, ...], rows: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Parameters read, stacked and encoded; nothing of them stays in memory."""
+        weights = [self.job.checkpoint.tensor(name).numpy() for name in names]
+        grids = [(self.job.grids or {}).get(name) or self.job.checkpoint.grid(name) for name in names]
+        weight = np.concatenate(weights) if len(weights) > 1 else weights[0]
+        grid = None if any(g is None for g in grids) else stack([g for g in grids if g is not None])
         if rows is not None:
             weight = weight[rows]
             grid = None if grid is None else Grid(grid.codes[rows], grid.scale[rows], grid.low[rows])
@@ -127,6 +132,11 @@ class Source:
             return {"": value.numpy() + np.float32(offset)}
 
         return self.weights.parts(b, (name, f"plain {offset}"), {"": ("float32", shape)}, make)[""]
+
+
+def stack(grids: list[Grid]) -> Grid:
+    """Grids one below the other."""
+    return Grid(*(np.concatenate([getattr(g, part) for g in grids]) for part in ("codes", "scale", "low")))
 
 
 def alias(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -183,9 +193,18 @@ def export_model(
         weights.name,
         tuple(graphs),
         job.head_rows,
+        save_ids(job, folder),
         True,
     )
     return entry, source
+
+
+def save_ids(job: Job, folder: Path) -> str:
+    """Write the token ids of a trimmed head's rows, int32; the file's name, empty for a whole head."""
+    if job.head_ids is None:
+        return ""
+    (folder / f"{job.name}-head.ids").write_bytes(job.head_ids.astype("<i4").tobytes())
+    return f"{job.name}-head.ids"
 
 
 def step_graph(

@@ -6,7 +6,7 @@ which reads the filled part only and appends the call's rows to the buffers boun
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -75,16 +75,22 @@ def append_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
     """
     b, spec, width = low.b, low.spec, low.target.width
     scale, window, softcap = (node.attributes[name].value for name in ("scale", "window", "softcap"))
-    q, k, v = (by_row(low, value) for value in node.inputs[:3])
-    rows = max(width, 2)
-    if width == 1:
-        q, k, v = (b.op("Concat", x, x, axis=1) for x in (q, k, v))
-    count = low.inputs["count"]
-    last = b.once("last", lambda: b.op("Add", count, b.const(np.array([rows - 1], np.int32))))
-    total = b.once("total", lambda: b.op("Add", count, b.const(np.array([rows], np.int32))))
     attributes = {"softcap": softcap} if softcap else {}
     if window:
         attributes["local_window_size"] = window
+    rows = max(width, 2)
+    qkv, angles = plain_projection(low, node)
+    if qkv is not None:
+        attributes |= {"do_rotary": 1, "rotary_interleaved": angles[2]}
+        q, k, v, turning = qkv, None, None, [angles[0], angles[1], positions(low, rows)]
+    else:
+        q, k, v = (by_row(low, value) for value in node.inputs[:3])
+        turning = []
+    if width == 1:
+        q, k, v = (None if x is None else b.op("Concat", x, x, axis=1) for x in (q, k, v))
+    count = low.inputs["count"]
+    last = b.once("last", lambda: b.op("Add", count, b.const(np.array([rows - 1], np.int32))))
+    total = b.once("total", lambda: b.op("Add", count, b.const(np.array([rows], np.int32))))
     out, new_keys, new_values = b.op(
         "GroupQueryAttention",
         q,
@@ -94,6 +100,7 @@ def append_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
         low.inputs[f"values_{layer}"],
         last,
         total,
+        *turning,
         domain="com.microsoft",
         outputs=3,
         num_heads=spec.heads,
@@ -109,6 +116,57 @@ def append_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
         new_keys,
         new_values,
     )
+
+
+def positions(low: Lowering, rows: int) -> ir.Value:
+    """Position of every row the attention is given, int64 [1,rows]; a doubled row stands twice at the same position."""
+    b, width = low.b, low.target.width
+    steps = np.arange(width, dtype=np.int32) if width > 1 else np.zeros(rows, np.int32)
+    return b.once(
+        ("positions", rows),
+        lambda: b.op("Cast", b.op("Add", low.inputs["position"], b.const(steps[None])), to=7),
+    )
+
+
+def plain_projection(low: Lowering, node: ir.Node) -> tuple[ir.Value | None, Any]:
+    """The packed [1,S,(H+2·KV)·d] projection and its angle tables, where nothing but rotary stands between them and attention.
+
+    GroupQueryAttention then turns q and k itself and needs no split.
+    """
+    turned = [value.producer() for value in node.inputs[:2]]
+    if any(n is None or n.op_type != "Rope" or n.inputs[1:] != turned[0].inputs[1:] for n in turned):
+        return None, None
+    linears = [projection(value) for value in (turned[0].inputs[0], turned[1].inputs[0], node.inputs[2])]
+    if any(n is None for n in linears):
+        return None, None
+    x = linears[0].inputs[0]
+    if low.packed(x) != tuple(n.inputs[1].name for n in linears) or any(
+        n.inputs[0] is not x for n in linears
+    ):
+        return None, None
+    tables = [value.producer() for value in turned[0].inputs[1:]]
+    if any(t is None or t.op_type != "Embed" or t.inputs[1].name != "positions" for t in tables):
+        return None, None
+    if 2 * int(turned[0].inputs[1].shape[-1]) != low.spec.head_dim:
+        return None, None
+    low.get(linears[0].outputs[0])
+    whole = low.b.memo["packed", x, low.packed(x)]
+    return whole, (
+        low.get(tables[0].inputs[0]),
+        low.get(tables[1].inputs[0]),
+        turned[0].attributes["interleaved"].value,
+    )
+
+
+def projection(value: ir.Value) -> ir.Node | None:
+    """The Linear whose output a [1,H,S,d] value is, only reshaped and transposed; None if anything else is between."""
+    for kind in ("Transpose", "Reshape", "Linear"):
+        node = value.producer()
+        if node is None or node.op_type != kind:
+            return None
+        if kind != "Linear":
+            value = node.inputs[0]
+    return node
 
 
 def by_row(low: Lowering, value: ir.Value) -> ir.Value:

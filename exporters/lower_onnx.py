@@ -27,10 +27,11 @@ DTYPES = {"float32": FLOAT, "int32": INT32}
 class Storage:
     """Where a model's parameters come from and how each is stored.
 
-    `place(b, parameter, role)` -> (form, parts): role is linear, head or embedding; `plain` gives float32 arrays.
+    `place(b, parameters, role)` -> (form, parts): role is linear, head or embedding, and several parameters are
+    packed as one, row after row; `plain` gives float32 arrays.
     """
 
-    place: Callable[[Builder, str, str], tuple[Any, dict[str, ir.Value]]]
+    place: Callable[[Builder, tuple[str, ...], str], tuple[Any, dict[str, ir.Value]]]
     plain: Callable[[Builder, str, float], ir.Value]
     head: frozenset[str]
     embedding: frozenset[str]
@@ -56,6 +57,7 @@ class Lowering:
         self.program, self.spec, self.storage, self.target = program, spec, storage, target
         self.b = Builder()
         self.values: dict[ir.Value, ir.Value] = {}
+        self.order = {node: i for i, node in enumerate(program.graph)}
         self.new_keys: dict[int, ir.Value] = {}
         self.new_values: dict[int, ir.Value] = {}
         self.flat: dict[
@@ -131,19 +133,41 @@ class Lowering:
         self.values[out] = self.b.op("Reshape", self.get(source), self.b.const(np.array(shape, np.int64)))
 
     def lower_linear(self, node: ir.Node) -> None:
-        """x · Wᵀ in the weight's form."""
+        """x · Wᵀ in the weight's form; on a CPU all linears of one x are one product, split afterwards."""
         x, weight = node.inputs
-        role = "head" if weight.name in self.storage.head else "linear"
-        form, parts = self.storage.place(self.b, weight.name, role)
-        n, k = self.program.shapes[weight.name]
-        rows = 1 if role == "head" and self.target.kind == "prefill" else self.target.width
-        self.values[node.outputs[0]] = form.linear(self.b, self.get(x), parts, rows, n, k)
+        if weight.name in self.storage.head:
+            rows = 1 if self.target.kind == "prefill" else self.target.width
+            self.values[node.outputs[0]] = self.product(x, (weight.name,), "head", rows)
+            return
+        names = self.packed(x) if self.target.fused else (weight.name,)
+        packed = self.b.once(
+            ("packed", x, names), lambda: self.product(x, names, "linear", self.target.width)
+        )
+        if len(names) == 1:
+            self.values[node.outputs[0]] = packed
+            return
+        sizes = self.b.const(np.array([self.program.shapes[name][0] for name in names], np.int64))
+        parts = self.b.once(
+            ("split", packed), lambda: self.b.op("Split", packed, sizes, axis=-1, outputs=len(names))
+        )
+        self.values[node.outputs[0]] = parts[names.index(weight.name)]
+
+    def packed(self, x: ir.Value) -> tuple[str, ...]:
+        """Names of the weights that multiply this activation, in the model's order."""
+        linears = [n for n in x.consumers() if n.op_type == "Linear" and n.inputs[0] is x]
+        return tuple(n.inputs[1].name for n in sorted(linears, key=lambda n: self.order[n]))
+
+    def product(self, x: ir.Value, names: tuple[str, ...], role: str, rows: int) -> ir.Value:
+        """One product with the (packed) weights."""
+        form, parts = self.storage.place(self.b, names, role)
+        n = sum(self.program.shapes[name][0] for name in names)
+        return form.linear(self.b, self.get(x), parts, rows, n, self.program.shapes[names[0]][1])
 
     def lower_embed(self, node: ir.Node) -> None:
         """Rows of a table: the token embedding in its form, any other table (angles) as float32."""
         table, ids = node.inputs
         if table.name in self.storage.embedding:
-            form, parts = self.storage.place(self.b, table.name, "embedding")
+            form, parts = self.storage.place(self.b, (table.name,), "embedding")
             made = form.embed(
                 self.b, self.get(ids), parts, self.target.width, *self.program.shapes[table.name]
             )

@@ -103,6 +103,13 @@ class Engine:
             done += rows
         return logits
 
+    def step(self, token: int) -> int:
+        """The greedy token after this one; through `verify` where a one-row call would round otherwise."""
+        kind = "decode" if self.entry.widths_agree else "verify"
+        best = int(self.call(kind, [token])["argmax"][0, 0])
+        self.accept(1)
+        return best
+
     def require(self, tokens: int) -> None:
         """InputError unless this many more tokens fit the model's positions and, without eviction, its cache."""
         if self.position + tokens > self.spec.positions:
