@@ -136,7 +136,9 @@ def skeleton(config: Any) -> Skeleton:
             ) from error
     prepare(model.eval())
     constants = {name: value.clone() for name, value in model.named_buffers() if value.device.type != "meta"}
-    return Skeleton(model.to("meta"), constants)
+    model.to("meta")
+    model.tie_weights()  # a small table had data, and moving it to meta made two of what was one
+    return Skeleton(model, constants)
 
 
 def prepare(model: nn.Module) -> nn.Module:
