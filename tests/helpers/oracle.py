@@ -1,0 +1,154 @@
+"""What the graphs must compute, written a second time: Transformers' own model around a cache of plain tensors.
+
+Shares no code with the exporter: Transformers' eager attention sees an explicit mask, positions and the rows that this
+file kept, and eviction is spelled out head by head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import DynamicCache, PreTrainedModel
+
+HIDDEN = torch.finfo(torch.float32).min
+
+
+def own_logits(model: PreTrainedModel, tokens: Sequence[int]) -> Tensor:
+    """Transformers' logits [n,V] for a text: eager attention, no cache, its own masks."""
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0]
+
+
+def layer_windows(config: Any) -> list[int]:
+    """Each layer's sliding window, 0 for full attention, from a Transformers config."""
+    window = config.sliding_window if getattr(config, "sliding_window", None) else 0
+    if not getattr(config, "use_sliding_window", True):
+        window = 0
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return [window] * config.num_hidden_layers
+    return [window if kind == "sliding_attention" else 0 for kind in kinds]
+
+
+def keydiff_scores(keys: Tensor) -> Tensor:
+    """As PyPI's kvpress states KeyDiff, in fp64: -cos(k, mean of the normalised keys). keys [KV,M,d] -> [KV,M]."""
+    keys = keys.double()
+    anchor = F.normalize(keys, p=2, dim=-1).mean(dim=1, keepdim=True)
+    return -F.cosine_similarity(keys, anchor, dim=-1)
+
+
+def survivors(scores: Sequence[float], budget: int, sinks: int, recent: int) -> tuple[list[int], float]:
+    """Ascending places of one head's rows that stay, and by how much the worst kept beats the best dropped."""
+    slots = len(scores)
+    protected = [i for i in range(slots) if i < sinks or i >= slots - recent]
+    others = sorted((i for i in range(slots) if i not in protected), key=lambda i: -scores[i])
+    free = budget - len(protected)
+    gap = scores[others[free - 1]] - scores[others[free]] if 0 < free < len(others) else float("inf")
+    return sorted(protected + others[:free]), float(gap)
+
+
+@dataclass
+class Layer:
+    """One layer's rows in order of position: keys and values [KV,n,d], positions [KV,n]."""
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+
+
+@dataclass
+class EvictingModel:
+    """A Transformers model whose cache holds budget + block rows and then drops a block at once (design, section 4).
+
+    `narrowest` is the smallest margin by which a row was kept in any commit: where it is near fp32's rounding, another
+    correct implementation may keep another row.
+    """
+
+    model: PreTrainedModel
+    budget: int
+    block: int
+    policy: str
+    sinks: int = 0
+    recent: int = 0
+    position: int = 0
+    commits: int = 0
+    narrowest: float = float("inf")
+    layers: list[Layer] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Rows held."""
+        return self.layers[0].keys.shape[1] if self.layers else 0
+
+    def feed(self, tokens: Sequence[int], chunk: int = 1) -> Tensor:
+        """Logits [n,V] of every token, absorbed `chunk` at a time and never across a commit."""
+        done, logits = 0, []
+        while done < len(tokens):
+            rows = min(chunk, len(tokens) - done, self.budget + self.block - self.count)
+            logits.append(self._call(list(tokens[done : done + rows])))
+            done += rows
+        return torch.cat(logits)
+
+    def _call(self, tokens: list[int]) -> Tensor:
+        cache, config = DynamicCache(), self.model.config
+        for i, layer in enumerate(self.layers):
+            cache.update(layer.keys[None], layer.values[None], i)
+        places = torch.arange(self.position, self.position + len(tokens))
+        masks = [self._mask(i, places, window) for i, window in enumerate(layer_windows(config))]
+        kinds = getattr(config, "layer_types", None)
+        mask: Any = masks[0] if kinds is None else dict(zip(kinds, masks, strict=True))
+        with torch.no_grad():
+            logits = self.model(
+                input_ids=torch.tensor([tokens]),
+                position_ids=places[None],
+                past_key_values=cache,
+                attention_mask=mask,
+                use_cache=True,
+            ).logits[0]
+        self._take(cache, places)
+        return logits
+
+    def _mask(self, layer: int, places: Tensor, window: int) -> Tensor:
+        """0 where a row of this call sees a held or new row, a huge negative elsewhere: [1,1,S,n+S]."""
+        held = self.layers[layer].positions[0] if self.layers else places[:0]
+        rows = torch.cat([held, places]).view(1, -1)
+        seen = rows <= places.view(-1, 1)
+        if window:
+            seen = seen & (rows > places.view(-1, 1) - window)
+        return torch.where(seen, 0.0, HIDDEN)[None, None]
+
+    def _take(self, cache: DynamicCache, places: Tensor) -> None:
+        """Read the rows that the model appended; drop a block if that filled the cache."""
+        fresh = []
+        for i, layer in enumerate(cache.layers):
+            held = self.layers[i].positions if self.layers else places.new_zeros(layer.keys.shape[1], 0)
+            new = places.expand(layer.keys.shape[1], -1)
+            fresh.append(Layer(layer.keys[0], layer.values[0], torch.cat([held, new], 1)))
+        self.layers = fresh
+        self.position += len(places)
+        if self.count == self.budget + self.block and self.policy != "none":
+            self.commits += 1
+            windows = layer_windows(self.model.config)
+            self.layers = [self._evict(layer, w) for layer, w in zip(fresh, windows, strict=True)]
+
+    def _evict(self, layer: Layer, window: int) -> Layer:
+        """The layer after a commit; a sliding-window layer keeps its newest rows whatever the policy."""
+        if window:
+            return Layer(*(t[:, self.block :] for t in (layer.keys, layer.values, layer.positions)))
+        kept = []
+        for scores in self._scores(layer):
+            places, gap = survivors(scores, self.budget, self.sinks, self.recent)
+            kept.append(places)
+            self.narrowest = min(self.narrowest, gap)
+        pick = lambda t: torch.stack([t[h, places] for h, places in enumerate(kept)])  # noqa: E731
+        return Layer(pick(layer.keys), pick(layer.values), pick(layer.positions))
+
+    def _scores(self, layer: Layer) -> list[list[float]]:
+        if self.policy == "sinks":
+            return layer.positions.tolist()
+        return keydiff_scores(layer.keys).tolist()
