@@ -23,6 +23,7 @@ from edgespec.errors import InputError
 from edgespec.exporters.gguf_file import read_gguf
 from edgespec.exporters.gguf_weights import GgufWeights, Grid, gguf_config
 from edgespec.exporters.hf_directory import AGAIN, CONVERT, PICKLES, DirectoryWeights, directory_config
+from edgespec.exporters.step import refuse_foreign
 from edgespec.exporters.tokenizer import (
     Tokenizer,
     directory_tokenizer,
@@ -135,6 +136,7 @@ def _open(source: str, path: Path) -> Checkpoint:
             f"no checkpoint at {path}",
             "name a directory, a .gguf file or demo; from the hub: hf download NAME --local-dir DIR",
         )
+    refuse_foreign(config)  # first: such a model's files often hold other names than its code asks for
     _require_parameters(source, config, weights)
     return Checkpoint(source, config, tokenizer, weights)
 

@@ -32,7 +32,7 @@ FOREIGN = {
     "is_encoder_decoder": "an encoder-decoder",
     "mamba_d_state": "a state-space model",
     "ssm_state_size": "a state-space model",
-    "alibi": "ALiBi positions",
+    "alibi": "a model with ALiBi positions",
 }
 
 
@@ -65,17 +65,22 @@ class Step(nn.Module):
         return logits, [cache.new_keys[i] for i in order], [cache.new_values[i] for i in order]
 
 
-def model_spec(config: Any) -> ModelSpec:
-    """A decoder's facts from its Transformers config; InputError names what the step graph cannot be built for."""
+def refuse_foreign(config: Any) -> None:
+    """InputError for a kind of model that is no dense decoder."""
     for word, what in FOREIGN.items():
         if getattr(config, word, None):
             raise InputError(
                 f"{config.model_type} is {what} (config.{word})", "choose a dense decoder-only model"
             )
+
+
+def model_spec(config: Any) -> ModelSpec:
+    """A decoder's facts from its Transformers config; InputError names what the step graph cannot be built for."""
+    refuse_foreign(config)
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     window = getattr(config, "sliding_window", None) or 0
-    if not getattr(config, "use_sliding_window", True):
-        window = 0
+    if not getattr(config, "use_sliding_window", True) or window >= config.max_position_embeddings:
+        window = 0  # unused, or never reached
     kinds = getattr(config, "layer_types", None) or (
         ["sliding_attention"] * layers if window else ["full_attention"] * layers
     )
