@@ -155,8 +155,15 @@ def attention(
     cache = CALL.cache
     if cache is None:
         raise RuntimeError("the edgespec attention runs inside calling(cache) only")
-    refuse(module, key, value, attention_mask, kwargs)
     layer = module.layer_idx
+    refuse(module, key, value, attention_mask, kwargs)
+    if key.shape[1::2] != cache.keys[layer].shape[1::2]:
+        computed, named = tuple(key.shape[1::2]), tuple(cache.keys[layer].shape[1::2])
+        raise InputError(
+            f"{type(module).__name__} computes {computed[0]} key-value heads of {computed[1]} dimensions, "
+            f"its configuration names {named[0]} of {named[1]}",
+            "choose a model whose num_key_value_heads and head_dim are those of its every layer",
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     out, new_key, new_value = attend(
         query,
