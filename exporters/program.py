@@ -100,23 +100,22 @@ def build_program(bones: Skeleton, spec: ModelSpec) -> Program:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            exported = trace(bones.model, spec)
+            onnx_program = torch.onnx.export(
+                trace(bones.model, spec),
+                dynamo=True,
+                opset_version=23,
+                verbose=False,
+                optimize=False,
+                custom_translation_table=translations(),
+            )
         except InputError:
             raise
-        except Exception as error:  # torch.export raises many kinds
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        except Exception as error:  # torch.export and torch.onnx.export raise many kinds
+            first = (str(error).strip() or type(error).__name__).splitlines()[0].split("\x1b")[0].strip()
             raise InputError(
                 f"{spec.family} cannot be traced with fixed shapes: {first}",
                 "its code depends on values that only exist at run time; choose another model",
             ) from error
-        onnx_program = torch.onnx.export(
-            exported,
-            dynamo=True,
-            opset_version=23,
-            verbose=False,
-            optimize=False,
-            custom_translation_table=translations(),
-        )
     ir_model = onnx_program.model
     graph = ir_model.graph
     shapes: dict[str, tuple[int, ...]] = {}
