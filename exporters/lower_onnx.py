@@ -89,7 +89,9 @@ class Lowering:
             self.values[value] = self.inputs["tokens"]
         elif value.name == "positions":
             steps = self.b.const(np.arange(self.target.width, dtype=np.int32)[None])
-            self.values[value] = self.b.op("Add", self.inputs["position"], steps)
+            made = self.b.op("Add", self.inputs["position"], steps)
+            counted = any(node.op_type != "Embed" for node in value.consumers())
+            self.values[value] = self.b.op("Cast", made, to=int(ir.DataType.INT64)) if counted else made
 
     def get(self, value: ir.Value) -> ir.Value:
         """The new value of an old one; a parameter used outside Linear, Embed and Norm becomes a plain float32 array."""
