@@ -1,4 +1,4 @@
-"""Every family on both cache contracts: the graphs' logits are Transformers' own, and their operators an NPU's."""
+"""Every family on both cache contracts: the logits are Transformers' own, the operators an NPU's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ NORMS = ("RMSNormalization", "LayerNormalization", "SkipSimplifiedLayerNormaliza
 TURNED = {"smollm3": 1, "cohere2": 1}  # of the two layers; the rest turn in both
 
 
-@pytest.fixture(scope="module", params=[(f, c) for f in tiny.FAMILIES for c in ("rows", "append")], ids="-".join)
+@pytest.fixture(
+    scope="module", params=[(f, c) for f in tiny.FAMILIES for c in ("rows", "append")], ids="-".join
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Engine]:
     family, contract = request.param
     folder = tmp_path_factory.mktemp(family)
@@ -95,7 +97,7 @@ def test_every_dimension_is_fixed_and_the_checker_passes(exported: tuple[str, En
         assert {i.version for i in model.opset_import if i.domain == ""} == {23}
         for given, named in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
             assert [(v.name, shape(v)) for v in given] == [(t.name, t.shape) for t in named]
-        if engine.cache.contract == "rows":  # the checker knows no shape rule for ONNX Runtime's own operators
+        if engine.cache.contract == "rows":  # no shape rules for com.microsoft
             model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
             known = {v.name: shape(v) for v in (*model.graph.value_info, *model.graph.output)}
             made = [name for node in model.graph.node for name in node.output]
@@ -108,10 +110,12 @@ def shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
 
 
 def test_a_weights_file_is_shared_and_holds_a_tied_table_once(tmp_path: Path) -> None:
-    """Bug: a tied table small enough to keep its data was two parameters after the move to the meta device."""
+    """Bug: a tied table small enough to keep its data was two parameters after the move to meta."""
     source = tiny.checkpoint(tmp_path / "source", tiny.model("llama"))
     assert "lm_head.weight" not in source.names()
-    engine = tiny.export_tiny(source, CacheSpec("append", 64, 16, "none", 0, 0, (64,), 16), tmp_path / "graphs")
+    engine = tiny.export_tiny(
+        source, CacheSpec("append", 64, 16, "none", 0, 0, (64,), 16), tmp_path / "graphs"
+    )
     places = {}
     for spec in engine.entry.graphs:
         for tensor in graph(engine, spec.kind).graph.initializer:

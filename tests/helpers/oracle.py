@@ -1,7 +1,7 @@
-"""What the graphs must compute, written a second time: Transformers' own model around a cache of plain tensors.
+"""What the graphs must compute, written a second time: Transformers' model around a cache of plain tensors.
 
-Shares no code with the exporter: Transformers' eager attention sees an explicit mask, positions and the rows that this
-file kept, and eviction is spelled out head by head.
+Shares no code with the exporter: Transformers' eager attention sees an explicit mask, positions and the
+rows that this file kept, and eviction is spelled out head by head.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def layer_windows(config: Any) -> list[int]:
 
 
 def keydiff_scores(keys: Tensor) -> Tensor:
-    """As PyPI's kvpress states KeyDiff, in fp64: -cos(k, mean of the normalised keys). keys [KV,M,d] -> [KV,M]."""
+    """KeyDiff as PyPI's kvpress states it, in fp64: -cos(k, mean of normalised keys). [KV,M,d] -> [KV,M]."""
     keys = keys.double()
     anchor = F.normalize(keys, p=2, dim=-1).mean(dim=1, keepdim=True)
     return -F.cosine_similarity(keys, anchor, dim=-1)
 
 
 def survivors(scores: Sequence[float], budget: int, sinks: int, recent: int) -> tuple[list[int], float]:
-    """Ascending places of one head's rows that stay, and by how much the worst kept beats the best dropped."""
+    """Ascending places of one head's rows that stay, and how far the worst kept beats the best dropped."""
     slots = len(scores)
     protected = [i for i in range(slots) if i < sinks or i >= slots - recent]
     others = sorted((i for i in range(slots) if i not in protected), key=lambda i: -scores[i])
@@ -63,10 +63,10 @@ class Layer:
 
 @dataclass
 class EvictingModel:
-    """A Transformers model whose cache holds budget + block rows and then drops a block at once (design, section 4).
+    """A Transformers model whose cache holds budget + block rows and then drops a block (design, section 4).
 
-    `narrowest` is the smallest margin by which a row was kept in any commit: where it is near fp32's rounding, another
-    correct implementation may keep another row.
+    `narrowest` is the smallest margin by which a row was kept in any commit: where it is near fp32's
+    rounding, another correct implementation may keep another row.
     """
 
     model: PreTrainedModel

@@ -1,7 +1,7 @@
 """Tiny random models of many families with weights that behave like trained ones, and their graphs.
 
-"Trained-like": attention is peaked, norms and biases are not the identity; with an initialiser's own weights every row
-attends to all others alike, and neither a wrong mask nor a dropped row would show.
+"Trained-like": attention is peaked, norms and biases are not the identity; with an initialiser's own weights
+every row attends to all others alike, and neither a wrong mask nor a dropped row would show.
 """
 
 from __future__ import annotations
@@ -75,9 +75,13 @@ def trained_like(config: Any, seed: int = 0) -> PreTrainedModel:
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             else:
-                parameter.mul_(10.0 if any(part in name for part in ("q_proj", "k_proj", "qkv_proj")) else 4.0)
+                parameter.mul_(
+                    10.0 if any(part in name for part in ("q_proj", "k_proj", "qkv_proj")) else 4.0
+                )
             if "q_norm" in name:
-                parameter.mul_(3.0).add_(2.0 * ("gemma" in config.model_type))  # Gemma stores a norm's scale less 1
+                parameter.mul_(3.0).add_(
+                    2.0 * ("gemma" in config.model_type)
+                )  # Gemma stores a norm's scale less 1
     return model
 
 
@@ -88,7 +92,7 @@ def model(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def checkpoint(path: Path, what: PreTrainedModel) -> Checkpoint:
-    """A model saved as a Hugging Face directory with the tiny tokenizer, and opened as a user's checkpoint is."""
+    """A model saved as a Hugging Face directory with the tiny tokenizer, opened as a user's checkpoint is."""
     write_directory(path, what)
     return open_checkpoint(str(path))
 
@@ -108,7 +112,7 @@ def export_tiny(
 ) -> Engine:
     """A model's graphs written by the exporter, and the engine that runs them.
 
-    A checkpoint is traced once, whatever the caches and forms asked for: tracing takes longer than all the rest.
+    A checkpoint is traced once, whatever the caches and forms asked for: tracing takes longer than the rest.
     """
     job = {"name": "target", "precision": dict.fromkeys(("linear", "head", "embedding"), "fp32"), **job}
     spec = model_spec(source.config)
