@@ -42,9 +42,9 @@ class Encoded:
 
 
 class Int4Grid:
-    """4-bit codes in blocks of 32 inputs with a scale and a least value each (GGUF's Q4_1), kept exactly if given.
+    """4-bit codes in blocks of 32 inputs, each with a scale and a least value (Q4_1); kept exactly if given.
 
-    W = scale·code + low = scale·(code - 8) + C with C = low + 8·scale: W·x = MatMulNBits(x) + C·(block sums of x).
+    With C = low + 8·scale, W = scale·(code - 8) + C, so W·x = MatMulNBits(x) + C·(block sums of x).
     """
 
     name = "int4"
@@ -110,7 +110,7 @@ class Int4Grid:
 class Int8Rows:
     """8-bit weights with a scale per output; every row of x is quantised to 8 bits over its own range.
 
-    x ≈ s·u + l with l the row's least value and s = range/255: W·x = s·scale·(codes·u) + l·scale·(sum of codes).
+    x ≈ s·u + l, l the row's least value, s = range/255: W·x = s·scale·(codes·u) + l·scale·(sum of codes).
     There is no zero point to round, nothing to clamp, and a constant row is right (s = 0).
     """
 
@@ -204,7 +204,7 @@ FORMS: dict[str, Any] = {
 
 
 def nearest_grid(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes [n,k], scale and low [n,k/32]: a grid from each block's least to its largest value, k padded with 0."""
+    """Codes [n,k], scale, low [n,k/32] on a grid from a block's least to its largest value; k padded with 0."""
     n, k = weight.shape
     blocks = np.pad(weight, ((0, 0), (0, -k % BLOCK))).reshape(n, -1, BLOCK).astype(np.float32)
     low, high = blocks.min(-1), blocks.max(-1)

@@ -134,7 +134,7 @@ def test_the_nearest_grid_is_within_half_a_step():
 
 
 def test_extreme_codes_do_not_saturate():
-    """On AVX2, int8 weights beside uint8 activations lose sums of two products beyond 16 bits; ours do not."""
+    """On AVX2, int8 weights beside uint8 activations lose sums of products beyond 16 bits; ours do not."""
     weight = np.full((8, 64), 0.5, np.float32)
     x = np.full((2, 64), 3.0, np.float32)
     x[:, 0] = 0.0
