@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-TINY = 1e-12
+TINY = 1e-6  # least square of a length; a floor, because the optimizer of torch.onnx.export drops `+ 1e-12`
 
 
 def keydiff(keys: Tensor) -> Tensor:
@@ -16,9 +16,9 @@ def keydiff(keys: Tensor) -> Tensor:
     KeyDiff (arXiv 2504.15364, equation 6): s_j = -cos(k_j, mean_i k_i/‖k_i‖), the mean over all M rows.
     keys [KV,M,d] after RoPE -> scores [KV,M].
     """
-    unit = keys * torch.rsqrt(keys.pow(2).sum(-1, keepdim=True) + TINY)
+    unit = keys * torch.rsqrt(keys.pow(2).sum(-1, keepdim=True).clamp(min=TINY))
     anchor = unit.mean(1, keepdim=True)
-    anchor = anchor * torch.rsqrt(anchor.pow(2).sum(-1, keepdim=True) + TINY)
+    anchor = anchor * torch.rsqrt(anchor.pow(2).sum(-1, keepdim=True).clamp(min=TINY))
     return -(unit * anchor).sum(-1)
 
 
