@@ -52,7 +52,12 @@ class Engine:
         where the tokens would straddle a commit or leave the model's positions.
         """
         rows = len(tokens)
-        width = width or next(w for w in self.widths(kind) if w >= rows)
+        width = width or next((w for w in self.widths(kind) if w >= rows), 0)
+        if width not in self.widths(kind):
+            raise InputError(
+                f"{self.entry.name} has no {kind} graph of width {width or f'{rows} or more'}",
+                f"its {kind} widths are {self.widths(kind)}",
+            )
         if not 1 <= rows <= min(width, self.free):
             raise InputError(
                 f"{rows} tokens in a call of width {width} with {self.free} free rows",
