@@ -65,6 +65,7 @@ class Layer:
 class EvictingModel:
     """A Transformers model whose cache holds budget + block rows and then drops a block (design, section 4).
 
+    `choices` holds, commit by commit, what each full-attention layer kept: places [KV][N].
     `narrowest` is the smallest margin by which a row was kept in any commit: where it is near fp32's
     rounding, another correct implementation may keep another row.
     """
@@ -78,6 +79,7 @@ class EvictingModel:
     position: int = 0
     commits: int = 0
     narrowest: float = float("inf")
+    choices: list[list[list[int]]] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
 
     @property
@@ -145,6 +147,7 @@ class EvictingModel:
             places, gap = survivors(scores, self.budget, self.sinks, self.recent)
             kept.append(places)
             self.narrowest = min(self.narrowest, gap)
+        self.choices.append(kept)
         pick = lambda t: torch.stack([t[h, places] for h, places in enumerate(kept)])  # noqa: E731
         return Layer(pick(layer.keys), pick(layer.values), pick(layer.positions))
 
