@@ -120,12 +120,9 @@ def append_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
 
 def positions(low: Lowering, rows: int) -> ir.Value:
     """Position of every row the attention is given, int64 [1,rows]; a doubled row stands twice at the same position."""
-    b, width = low.b, low.target.width
+    width = low.target.width
     steps = np.arange(width, dtype=np.int32) if width > 1 else np.zeros(rows, np.int32)
-    return b.once(
-        ("positions", rows),
-        lambda: b.op("Cast", b.op("Add", low.inputs["position"], b.const(steps[None])), to=7),
-    )
+    return low.b.once(("positions", rows), lambda: low.b.op("Cast", low.places(steps), to=7))
 
 
 def plain_projection(low: Lowering, node: ir.Node) -> tuple[ir.Value | None, Any]:

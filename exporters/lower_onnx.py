@@ -88,10 +88,14 @@ class Lowering:
         if value.name == "tokens":
             self.values[value] = self.inputs["tokens"]
         elif value.name == "positions":
-            steps = self.b.const(np.arange(self.target.width, dtype=np.int32)[None])
-            made = self.b.op("Add", self.inputs["position"], steps)
+            made = self.places(np.arange(self.target.width, dtype=np.int32))
             counted = any(node.op_type != "Embed" for node in value.consumers())
             self.values[value] = self.b.op("Cast", made, to=int(ir.DataType.INT64)) if counted else made
+
+    def places(self, steps: np.ndarray) -> ir.Value:
+        """Positions [1,S] of rows so many steps on; padding rows beyond the model's last position share it."""
+        made = self.b.op("Add", self.inputs["position"], self.b.const(steps[None]))
+        return self.b.op("Min", made, self.b.const(np.int32(self.spec.positions - 1)))
 
     def get(self, value: ir.Value) -> ir.Value:
         """The new value of an old one; a parameter used outside Linear, Embed and Norm becomes a plain float32 array."""

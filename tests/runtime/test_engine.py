@@ -214,8 +214,11 @@ def test_a_cache_without_eviction_refuses_what_overflows(
 
 @pytest.mark.parametrize("contract", CONTRACTS)
 def test_positions_end_where_the_model_was_trained_to(tmp_path: Path, contract: str) -> None:
+    """Bug: the padding of a wide call looked up angles beyond the table, so that the last rows were lost."""
     config = tiny.family_config("llama", max_position_embeddings=46)
-    source = tiny.checkpoint(tmp_path / "source", tiny.trained_like(config))
+    model = tiny.trained_like(config)
+    want = EvictingModel(model, BUDGET, BLOCK, "keydiff", SINKS, RECENT).feed([*TOKENS[:42], 1, 2, 3, 4])
+    source = tiny.checkpoint(tmp_path / "source", model)
     engine = tiny.export_tiny(source, cache(contract), tmp_path / "graphs")
     with pytest.raises(InputError, match="47 tokens are more than the 46 positions"):
         engine.prefill(TOKENS[:47])
@@ -225,7 +228,9 @@ def test_positions_end_where_the_model_was_trained_to(tmp_path: Path, contract: 
     engine.accept(3)
     with pytest.raises(InputError, match="position 47 is beyond the 46"):
         engine.call("verify", [1, 2])
-    engine.step(1)
+    last = engine.call("verify", [4], 4)["logits"][0, 0]
+    np.testing.assert_allclose(last, want[-1].numpy(), rtol=0, atol=1e-4)
+    engine.accept(1)
     with pytest.raises(InputError, match="position 47 is beyond the 46"):
         engine.step(1)
     assert engine.position == 46
