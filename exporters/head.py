@@ -6,6 +6,7 @@ Knows token ids and counts; the ids are mapped back inside the graph by the lowe
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -14,27 +15,27 @@ from tokenizers import Tokenizer
 
 from edgespec.errors import InputError
 
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # SentencePiece's byte fallback
+NUMBER = re.compile("[0-9]{1,9}")
+
 
 def always_kept(tokenizer_json: bytes, stop_ids: tuple[int, ...]) -> set[int]:
-    """Every special and stop token and all byte tokens: without them some texts could not be written at all."""
+    """Every special and stop token and all byte tokens: without them some texts could not be written."""
     data = json.loads(tokenizer_json)
     special = {entry["id"] for entry in data.get("added_tokens", []) if entry.get("special")}
     vocabulary = data["model"]["vocab"]
-    pairs = (
-        vocabulary.items()
-        if isinstance(vocabulary, dict)
-        else ((entry[0], i) for i, entry in enumerate(vocabulary))
-    )
-    single = {i for token, i in pairs if len(token) == 1 or (len(token) == 6 and token.startswith("<0x"))}
+    ids = vocabulary if isinstance(vocabulary, dict) else {e[0]: i for i, e in enumerate(vocabulary)}
+    single = {i for token, i in ids.items() if BYTE.fullmatch(token)}
+    single = single or {i for token, i in ids.items() if len(token) == 1}  # byte-level: a byte is one letter
     return special | set(stop_ids) | single
 
 
 def by_frequency(
     tokenizer_json: bytes, stop_ids: tuple[int, ...], text: str, rows: int, vocab: int
 ) -> np.ndarray:
-    """The `rows` ids to keep, ascending: what must be kept, then the text's most frequent, then the lowest ids.
+    """The `rows` ids to keep, ascending: what must be kept, the text's most frequent, then the lowest ids.
 
-    A byte-pair vocabulary numbers its merges by frequency, so among unseen tokens a lower id is the likelier one.
+    A byte-pair vocabulary numbers its merges by frequency: among unseen tokens a lower id is the likelier.
     """
     counts = Counter(Tokenizer.from_str(tokenizer_json.decode()).encode(text, add_special_tokens=False).ids)
     fixed = {i for i in always_kept(tokenizer_json, stop_ids) if i < vocab}
@@ -43,11 +44,11 @@ def by_frequency(
 
 
 def from_file(path: Path, tokenizer_json: bytes, stop_ids: tuple[int, ...], vocab: int) -> np.ndarray:
-    """The ids listed in a file, one a line, with those that are always kept; InputError for a line that is no token id."""
+    """The ids of a file, one a line, with those that are always kept; InputError for a line that is no id."""
     chosen = {i for i in always_kept(tokenizer_json, stop_ids) if i < vocab}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if line.strip():
-            if not line.strip().isdigit() or int(line) >= vocab:
+            if not NUMBER.fullmatch(line.strip()) or int(line) >= vocab:
                 raise InputError(
                     f"{path.name} line {number}: {line.strip()[:40]!r} is no token id below {vocab}",
                     "write one id a line, most frequent first or in any order",
