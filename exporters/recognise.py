@@ -174,15 +174,12 @@ def recognise_norm(module: nn.Module) -> Norm | None:
     with torch.no_grad():
         trial.weight.copy_(torch.rand(weight.shape, generator=generator) + 0.5)
         x = torch.randn(1, 3, weight.shape[0], generator=generator) + 0.3
+        x = torch.cat([x, x / 300])  # small rows tell one epsilon from another
         want = trial(x)
         for centred in (False, True):
             for offset in (0.0, 1.0):
-                if torch.allclose(
-                    norm(x, trial.weight, float(epsilon), centred, offset),
-                    want,
-                    atol=TOLERANCE,
-                    rtol=TOLERANCE,
-                ):
+                made = norm(x, trial.weight, float(epsilon), centred, offset)
+                if torch.allclose(made, want, atol=TOLERANCE, rtol=TOLERANCE):
                     return Norm(weight, float(epsilon), centred, offset)
     return None
 
@@ -192,20 +189,17 @@ def recognise_rope(
 ) -> bool | None:
     """Whether this function turns pairs interleaved (True) or by halves (False); None: neither."""
     generator = torch.Generator().manual_seed(0)
-    q = torch.randn(1, 2, cos.shape[1], dim, generator=generator)
-    for part in (
-        q,
-        q[..., : 2 * half_cos.shape[-1]],
-    ):  # some files cut the dimensions that turn before they call it
-        try:
-            want, _ = apply(part, part.clone(), cos, sin)
-        except (TypeError, RuntimeError):
-            continue
-        for interleaved in (False, True):
-            if 2 * half_cos.shape[-1] <= dim and torch.allclose(
-                rope(part, half_cos, half_sin, interleaved), want, atol=TOLERANCE
-            ):
-                return interleaved
+    q, k = (torch.randn(1, heads, cos.shape[1], dim, generator=generator) for heads in (3, 2))
+    turned = 2 * half_cos.shape[-1]
+    for width in {dim, turned}:  # some files cut the dimensions that turn before they call it
+        with contextlib.suppress(TypeError, RuntimeError, ValueError):  # another signature, other shapes
+            made_q, made_k = apply(q[..., :width], k[..., :width], cos, sin)
+            for interleaved in (False, True):
+                if turned <= dim and all(
+                    torch.allclose(rope(x[..., :width], half_cos, half_sin, interleaved), y, atol=TOLERANCE)
+                    for x, y in ((q, made_q), (k, made_k))
+                ):
+                    return interleaved
     return None
 
 
