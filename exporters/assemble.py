@@ -83,6 +83,7 @@ class Source:
         names = {id(p): name for name, p in model.named_parameters(remove_duplicate=False)}
         self.head = self.canonical(names[id(model.get_output_embeddings().weight)])
         self.embedding = self.canonical(names[id(model.get_input_embeddings().weight)])
+        self.first = target
         self.target = target if target is not None and same_table(self, target) else None
 
     def canonical(self, name: str) -> str:
@@ -124,14 +125,18 @@ class Source:
 
     def plain(self, b: Builder, name: str, offset: float) -> ir.Value:
         """A parameter or a buffer as float32 (a norm's scale with its offset added)."""
-        constant = self.program.constants.get(name)
+        constant, key = self.program.constants.get(name), (name, f"plain {offset}")
+        if constant is not None and self.first is not None and key in self.first.weights.entries:
+            theirs = self.first.program.constants.get(name)
+            if theirs is not None and torch.equal(constant, theirs):  # the angles, stored with the target
+                return self.first.plain(b, name, offset)
         shape = tuple(constant.shape) if constant is not None else self.program.shapes[name]
 
         def make() -> dict[str, np.ndarray]:
             value = self.job.checkpoint.tensor(self.canonical(name)) if constant is None else constant.float()
             return {"": value.numpy() + np.float32(offset)}
 
-        return self.weights.parts(b, (name, f"plain {offset}"), {"": ("float32", shape)}, make)[""]
+        return self.weights.parts(b, key, {"": ("float32", shape)}, make)[""]
 
 
 def stack(grids: list[Grid]) -> Grid:
