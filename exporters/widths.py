@@ -38,6 +38,7 @@ def disagreements(engine: Any, tokens: Sequence[int]) -> list[Disagreement]:
     for bucket in cache.buckets:
         for width, kind in calls:
             logits, ends = run(engine, kind, width, tokens, bucket)
+            engine.close()  # a large model's weights fit in memory once, not once a graph
             if not reference:
                 reference, rows = logits, ends
                 continue

@@ -36,6 +36,10 @@ class Engine:
         self.count, self.position = 0, 0
         self._lay(bucket or self.cache.buckets[0])
 
+    def close(self) -> None:
+        """Give back the memory of the graphs (ONNX Runtime keeps each one's weights); a call opens its graph again."""
+        self.sessions, self.bound, self.pending = {}, {}, {}
+
     @property
     def free(self) -> int:
         """Rows that still fit before a commit: no call may hold more valid rows (design section 4)."""
