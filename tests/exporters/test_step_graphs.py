@@ -127,3 +127,19 @@ def test_a_weights_file_is_shared_and_holds_a_tied_table_once(tmp_path: Path) ->
     angles = 2 * tiny.POSITIONS * 8
     stored = (engine.folder / engine.entry.weights).stat().st_size
     assert 4 * (parameters + angles) <= stored <= 4 * (parameters + angles) + 64 * len(places)
+
+
+def test_an_npu_s_quantised_graphs_add_one_operator_only(tmp_path: Path) -> None:
+    """MatMulNBits compiles for an NPU; the fused norms and GroupQueryAttention of com.microsoft do not."""
+    source = tiny.checkpoint(tmp_path / "source", tiny.model("gemma3"))
+    precision = {"linear": "int4", "head": "fp16", "embedding": "fp16"}
+    cache = CacheSpec("rows", 64, 16, "keydiff", 2, 4, (64,), 16)
+    engine = tiny.export_tiny(source, cache, tmp_path / "graphs", precision=precision)
+    for kind in ("prefill", "verify", "decode"):
+        nodes = graph(engine, kind).graph.node
+        assert {n.op_type for n in nodes if n.domain} == {"MatMulNBits"}
+        assert sum(n.op_type == "MatMulNBits" for n in nodes) == 2 * 7
+    assert {n.domain for n in graph(engine, "commit").graph.node} == {""}
+    want = own_logits(tiny.model("gemma3"), TOKENS[:9])[-1].numpy()
+    got = engine.prefill(TOKENS[:9])
+    assert np.corrcoef(got, want)[0, 1] > 0.85  # rounded weights, the same model
