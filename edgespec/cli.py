@@ -90,10 +90,12 @@ def check(config: CheckConfig, as_json: bool, progress: Progress) -> int:
 
     with progress.stage("checksums"):
         bundle = open_bundle(config.bundle)
+    from edgespec.profiles import operators
+
     run = _load("edgespec.exporters.check", "check")
-    result = run(
-        bundle, config.source, config.text, config.ops, self_only=config.self_only, progress=progress
-    )
+    engine = _load("edgespec.runtime.engine", "Engine")
+    allowed = operators(config.ops or bundle.manifest.device)
+    result = run(bundle, engine, allowed, config.source, config.text, config.self_only, progress)
     if as_json:
         _print_json("check", result.to_json())
     else:

@@ -24,6 +24,7 @@ from edgespec.exporters.commit import commit_graph
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.lower_onnx import Lowering, Storage, Target
 from edgespec.exporters.program import Program, build_program
+from edgespec.exporters.self_draft import LayerView
 from edgespec.exporters.step import skeleton
 from edgespec.exporters.weights import Weights
 from edgespec.spec import (
@@ -121,7 +122,7 @@ class Source:
         if rows is not None:
             weight = weight[rows]
             grid = None if grid is None else Grid(grid.codes[rows], grid.scale[rows], grid.low[rows])
-        return form.encode(weight, grid).arrays
+        return form.encode(weight, grid)
 
     def plain(self, b: Builder, name: str, offset: float) -> ir.Value:
         """A parameter or a buffer as float32 (a norm's scale with its offset added)."""
@@ -246,4 +247,7 @@ def manifest(device: str, entries: list[ModelEntry], tokenizer: TokenizerEntry, 
         for name in ("edgespec", "torch", "transformers", "onnx", "onnxruntime", "onnxscript")
     }
     sources = {f"{job.name}_sha256": job.checkpoint.digest for job in jobs}
+    for job in jobs:
+        if isinstance(job.checkpoint.weights, LayerView):
+            sources["draft_layers"] = ",".join(map(str, job.checkpoint.weights.layers))
     return Manifest(SCHEMA, device, tuple(entries), tokenizer, {}, tools | sources)

@@ -1,0 +1,120 @@
+"""The exported graphs' numbers beside the source's: perplexity, KL, argmax agreement, and the largest |Δlogit|."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgespec.exporters.commit import keep
+from edgespec.exporters.step import Step, prepare, ready
+from edgespec.spec import ModelEntry
+
+WINDOW = 1024
+MOST_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a comparison over a text gave; logarithms are natural."""
+
+    perplexity: float
+    perplexity_source: float
+    kl: float
+    agreement: float
+    difference: float
+    tokens: int
+
+
+def compare(
+    entry: ModelEntry, engine: Any, model: Any, tokens: Sequence[int], ids: np.ndarray | None, advance: Any
+) -> Figures:
+    """Both models over windows of the text, nothing evicted. `ids` are the tokens of a trimmed head's rows.
+
+    With a trimmed head both distributions are over its rows, and next tokens outside them are passed over.
+    """
+    size = min(WINDOW, entry.cache.slots, len(tokens))
+    windows = [tokens[i : i + size] for i in range(0, min(len(tokens), MOST_TOKENS) - size + 1, size)]
+    place = None if ids is None else {int(token): row for row, token in enumerate(ids)}
+    loss = np.zeros(2)
+    kl = agree = difference = 0.0
+    count = scored = 0
+    for done, window in enumerate(windows):
+        with torch.no_grad():
+            want = model(torch.tensor([list(window)])).logits[0].float()
+        want = want if ids is None else want[:, torch.from_numpy(ids.astype(np.int64))]
+        engine.reset()
+        for start, logits in calls(engine, window):
+            ours, theirs = torch.from_numpy(logits), want[start : start + len(logits)]
+            log_ours, log_theirs = ours.log_softmax(-1), theirs.log_softmax(-1)
+            kl += float((log_theirs.exp() * (log_theirs - log_ours)).sum())
+            agree += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
+            difference = max(difference, float((ours - theirs).abs().max()))
+            count += len(logits)
+            for row in range(len(logits)):
+                following = window[start + row + 1] if start + row + 1 < len(window) else None
+                following = following if place is None else place.get(following)
+                if following is not None:
+                    loss -= np.array([float(log_ours[row, following]), float(log_theirs[row, following])])
+                    scored += 1
+            advance(done * size + start, len(windows) * size)
+    ours, theirs = np.exp(loss / scored)
+    return Figures(float(ours), float(theirs), kl / count, agree / count, difference, count)
+
+
+def calls(engine: Any, tokens: Sequence[int]) -> Any:
+    """Absorb tokens through the widest graph that gives every row's logits; yields (first position, logits [rows,V])."""
+    kind = "verify" if engine.widths("verify") else "draft"
+    width, done = engine.widths(kind)[-1], 0
+    while done < len(tokens):
+        rows = min(width, len(tokens) - done, engine.free)
+        logits = engine.call(kind, tokens[done : done + rows], width)["logits"][0, :rows].copy()
+        engine.accept(rows)
+        yield done, logits
+        done += rows
+
+
+def compare_evicting(
+    entry: ModelEntry, engine: Any, model: Any, tokens: Sequence[int], ids: np.ndarray | None
+) -> tuple[float, int]:
+    """The largest |Δlogit| over a text that evicts (at most twice), against the same rule on PyTorch tensors.
+
+    The reference keeps exactly M rows a layer, one token a call, and shares only the commit's scores with the graphs.
+    """
+    spec, cache = entry.spec, entry.cache
+    tokens = list(tokens)[: min(len(tokens), cache.slots + cache.block + 8)]
+    step = Step(prepare(model), spec.layers)
+    caches = [torch.zeros(1, spec.kv_heads, cache.slots, spec.head_dim) for _ in range(2 * spec.layers)]
+    count = evictions = 0
+    want: list[Tensor] = []
+    with ready(model, spec):
+        for position, token in enumerate(tokens):
+            one = lambda n: torch.tensor([n])  # noqa: E731
+            logits, keys, values = step(one(token)[None], one(position)[None], one(0), one(count), caches)
+            want.append(logits[0, 0] if ids is None else logits[0, 0, torch.from_numpy(ids.astype(np.int64))])
+            for buffer, row in zip(caches, [*keys, *values], strict=True):
+                buffer[:, :, count] = row[:, :, 0]
+            count += 1
+            if count == cache.slots:
+                commit(entry, caches)
+                count, evictions = cache.budget, evictions + 1
+    engine.reset()
+    difference = 0.0
+    for start, logits in calls(engine, tokens):
+        theirs = torch.stack(want[start : start + len(logits)])
+        difference = max(difference, float((torch.from_numpy(logits) - theirs).abs().max()))
+    return difference, evictions
+
+
+def commit(entry: ModelEntry, caches: list[Tensor]) -> None:
+    """Evict in place: every layer keeps N rows; a sliding-window layer the newest."""
+    cache, layers = entry.cache, entry.spec.layers
+    for layer, window in enumerate(entry.spec.windows):
+        keys, values = caches[layer], caches[layers + layer]
+        kept = torch.arange(cache.block, cache.slots).expand(entry.spec.kv_heads, -1) if window else keep(keys[0], cache).long()
+        for buffer in (keys, values):
+            buffer[0, :, : cache.budget] = buffer[0].gather(1, kept.unsqueeze(-1).expand(-1, -1, buffer.shape[-1]))
