@@ -122,7 +122,7 @@ class Source:
         if rows is not None:
             weight = weight[rows]
             grid = None if grid is None else Grid(grid.codes[rows], grid.scale[rows], grid.low[rows])
-        return form.encode(weight, grid)
+        return form.encode(weight, grid).arrays
 
     def plain(self, b: Builder, name: str, offset: float) -> ir.Value:
         """A parameter or a buffer as float32 (a norm's scale with its offset added)."""

@@ -1,204 +1,223 @@
-"""How a weight is stored and multiplied: one small class a form, with its arrays, its ONNX nodes and its inverse.
+"""The forms a weight matrix can be stored in: how each is encoded, multiplied and looked up in an ONNX graph.
 
-Every form gives a row the same bits at every width on ONNX Runtime's CPU kernels (a one-row int4 product runs as two
-equal rows). Knows nothing of models or files; x is [1,rows,K] float32 and a weight is [N,K].
+Knows numpy arrays and ONNX Runtime's kernels; knows nothing of models, names or files. A form is chosen so
+that a row of x gives the same bits in a call of any width. What that took (ONNX Runtime 1.32, AVX2, no VNNI):
+- MatMulNBits of 4 bits rounds otherwise for one row than for several, so one row is multiplied twice over.
+- MatMulInteger with int8 weights adds pairs of products in 16 bits and saturates; uint8 weights are exact
+  and as fast.
+- DynamicQuantizeLinear's one scale for all rows would let a row change its neighbours: here each has its own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from edgespec.errors import InputError
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from edgespec.exporters.build import Builder
-    from edgespec.exporters.checkpoint import Grid
+    from edgespec.exporters.gguf_weights import Grid
 
-ORT = "com.microsoft"
-BLOCK = 32
-FLOAT, UINT8 = int(ir.DataType.FLOAT), int(ir.DataType.UINT8)
-Arrays = dict[str, np.ndarray]
-Parts = dict[str, ir.Value]
-Shapes = dict[str, tuple[str, tuple[int, ...]]]
+Parts = dict[str, "ir.Value"]
+Layout = dict[str, tuple[str, tuple[int, ...]]]
 
-
-@dataclass(frozen=True)
-class Int8Rows:
-    """int8: a scale per output channel, and per token row a scale and an offset (asymmetric, W8A8).
-
-    x ≈ s·u + lo with u = round((x - lo)/s) in 0..255, s = (max - lo)/255 of the row, so
-    y = s·(u·W)·w + lo·(w·colsum). Codes are stored + 128 as uint8: int8 weights saturate on AVX2 without VNNI.
-    """
-
-    name: str = "int8"
-
-    def parts(self, n: int, k: int) -> Shapes:
-        """codes uint8 [K,N] (transposed for the kernel), scale [N], and scale times the sum of each channel's codes."""
-        return {"codes": ("uint8", (k, n)), "scale": ("float32", (n,)), "total": ("float32", (n,))}
-
-    def encode(self, weight: np.ndarray, grid: Grid | None) -> Arrays:
-        """Symmetric per-channel codes."""
-        scale = np.maximum(np.abs(weight).max(1) / 127, 1e-12).astype(np.float32)
-        codes = np.rint(weight / scale[:, None]).astype(np.int16)
-        return {
-            "codes": (codes + 128).astype(np.uint8).T,
-            "scale": scale,
-            "total": (codes.sum(1, dtype=np.int64) * scale).astype(np.float32),
-        }
-
-    def decode(self, arrays: Arrays) -> np.ndarray:
-        """[N,K], as the graph sees it."""
-        return (arrays["codes"].T.astype(np.float32) - 128) * arrays["scale"][:, None]
-
-    def linear(self, b: Builder, x: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
-        """The row quantisation is shared by all products with this x."""
-        u, scale, low = b.once(("int8 rows", x), lambda: quantised_rows(b, x, k))
-        y = b.op(
-            "MatMulIntegerToFloat", u, parts["codes"], b.const(np.float32(1)), parts["scale"], None,
-            b.const(np.uint8(128)), domain=ORT,
-        )  # fmt: skip
-        return b.op("Add", b.op("Mul", y, scale), b.op("Mul", low, parts["total"]))
-
-    def embed(self, b: Builder, ids: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
-        """Columns of the same codes."""
-        codes = b.op("Transpose", b.op("Gather", parts["codes"], ids, axis=1), perm=[1, 2, 0])
-        centred = b.op("Sub", b.op("Cast", codes, to=FLOAT), b.const(np.float32(128)))
-        scale = b.op("Gather", parts["scale"], ids, axis=0)
-        return b.op("Mul", centred, b.op("Unsqueeze", scale, b.const(np.array([-1], np.int64))))
-
-
-def quantised_rows(b: Builder, x: ir.Value, k: int) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """u [1,rows,K] uint8, and each row's scale and offset [1,rows,1]. Blocked QuantizeLinear takes a scale known at run time."""
-    axis = b.const(np.array([-1], np.int64))
-    low = b.op("ReduceMin", x, axis, keepdims=1)
-    scale = b.op(
-        "Mul", b.op("Sub", b.op("ReduceMax", x, axis, keepdims=1), low), b.const(np.float32(1 / 255))
-    )
-    return (
-        b.op("QuantizeLinear", b.op("Sub", x, low), scale, axis=2, block_size=k, output_dtype=UINT8),
-        scale,
-        low,
-    )
+BLOCK = 32  # inputs that share a 4-bit grid
+LEVELS = 15  # steps of a 4-bit grid
+MIDDLE4 = 8  # the zero point MatMulNBits and GatherBlockQuantized assume for 4 bits
+MIDDLE8 = 128  # the zero point of uint8 weights
+MICROSOFT = "com.microsoft"
+FLOAT, UINT8 = 1, 2  # ONNX's numbers of the types
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """A weight in a form: its named arrays, as they are stored."""
+
+    arrays: dict[str, np.ndarray]
+
+
 class Int4Grid:
-    """int4: the asymmetric grid w = scale·code + low in blocks of 32 (a GGUF Q4_1 file's own, kept exactly).
+    """4-bit codes in blocks of 32 inputs, each with a scale and a least value (Q4_1); kept exactly if given.
 
-    MatMulNBits (zero point 8) gives scale·(code - 8); the rest is (sums of x over each block) · (low + 8·scale).
+    With C = low + 8·scale, W = scale·(code - 8) + C, so W·x = MatMulNBits(x) + C·(block sums of x).
     """
 
-    name: str = "int4"
+    name = "int4"
 
-    def parts(self, n: int, k: int) -> Shapes:
-        """codes uint8 [N,K/32,16] (two a byte), scale [N,K/32], offset [K/32,N]."""
-        if k % BLOCK:
-            raise InputError(
-                f"int4 stores blocks of {BLOCK} inputs, and this model has a layer of {k}",
-                "use --weights int8 or fp16",
-            )
+    def parts(self, n: int, k: int) -> Layout:
+        """Type and shape of each array of an [n,k] weight."""
+        blocks = -(-k // BLOCK)
         return {
-            "codes": ("uint8", (n, k // BLOCK, BLOCK // 2)),
-            "scale": ("float32", (n, k // BLOCK)),
-            "offset": ("float32", (k // BLOCK, n)),
+            "codes": ("uint8", (n, blocks, BLOCK // 2)),
+            "scale": ("float32", (n, blocks)),
+            "offset": ("float32", (blocks, n)),
         }
 
-    def encode(self, weight: np.ndarray, grid: Grid | None) -> Arrays:
-        """The given grid, or each block's minimum and maximum."""
-        codes, scale, low = (grid.codes, grid.scale, grid.low) if grid is not None else nearest_grid(weight)
-        pairs = codes.reshape(len(weight), -1, BLOCK)
-        return {
-            "codes": pairs[..., 0::2] | (pairs[..., 1::2] << 4),
-            "scale": scale.astype(np.float32),
-            "offset": (low + 8 * scale).astype(np.float32).T,
-        }
+    def encode(self, weight: np.ndarray, grid: Grid | None = None) -> Encoded:
+        """Codes two a byte (the even input in the low half), scale and C; k is padded to whole blocks."""
+        codes, scale, low = nearest_grid(weight) if grid is None else (grid.codes, grid.scale, grid.low)
+        pairs = codes.reshape(len(codes), -1, BLOCK)
+        packed = pairs[..., 0::2] | (pairs[..., 1::2] << 4)
+        offset = np.ascontiguousarray((low + MIDDLE4 * scale).T, dtype=np.float32)
+        return Encoded({"codes": packed, "scale": scale.astype(np.float32), "offset": offset})
 
-    def decode(self, arrays: Arrays) -> np.ndarray:
-        """[N,K], as the graph sees it."""
-        packed = arrays["codes"]
-        codes = np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:2], BLOCK).astype(np.float32)
-        blocks = (codes - 8) * arrays["scale"][..., None] + arrays["offset"].T[..., None]
-        return blocks.reshape(len(packed), -1)
+    def decode(self, encoded: Encoded, k: int) -> np.ndarray:
+        """The weight [n,k] that the graph multiplies with."""
+        packed, scale, offset = (encoded.arrays[part] for part in ("codes", "scale", "offset"))
+        codes = np.stack([packed & LEVELS, packed >> 4], -1).reshape(*packed.shape[:2], BLOCK)
+        blocks = (codes.astype(np.float32) - MIDDLE4) * scale[..., None] + offset.T[..., None]
+        return blocks.reshape(len(packed), -1)[:, :k]
 
     def linear(self, b: Builder, x: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
-        """One row is multiplied twice over: the kernel's one-row path rounds otherwise."""
+        """x [1,rows,k] -> [1,rows,n]."""
         if rows == 1:
-            x = b.once(("twice", x), lambda: b.op("Concat", x, x, axis=1))
+            twice = b.once((self.name, "twice", x), lambda: b.op("Concat", x, x, axis=1))
+            return b.op("Gather", self.linear(b, twice, parts, 2, n, k), shape(b, 0), axis=1)
         main = b.op(
-            "MatMulNBits", x, parts["codes"], parts["scale"], domain=ORT,
+            "MatMulNBits", x, parts["codes"], parts["scale"], domain=MICROSOFT,
             K=k, N=n, bits=4, block_size=BLOCK, accuracy_level=4,
         )  # fmt: skip
-        ones = np.repeat(
-            np.eye(k // BLOCK, dtype=np.float32), BLOCK, 0
-        )  # a product is cheaper than Reshape + ReduceSum
-        sums = b.once(("block sums", x), lambda: b.op("MatMul", x, b.const(ones)))
-        y = b.op("Add", main, b.op("MatMul", sums, parts["offset"]))
-        return b.op("Gather", y, b.const(np.array([0], np.int64)), axis=1) if rows == 1 else y
+        sums = b.once((self.name, "sums", x), lambda: self.sums(b, x, rows, k))
+        return b.op("Add", main, b.op("MatMul", sums, parts["offset"]))
+
+    def sums(self, b: Builder, x: ir.Value, rows: int, k: int) -> ir.Value:
+        """The sum of every block of every row, [1,rows,blocks]."""
+        if k % BLOCK:
+            x = b.op("Pad", x, shape(b, 0, 0, 0, 0, 0, BLOCK - k % BLOCK))
+        blocks = b.op("Reshape", x, shape(b, 1, rows, -(-k // BLOCK), BLOCK))
+        return b.op("ReduceSum", blocks, shape(b, -1), keepdims=0)
 
     def embed(self, b: Builder, ids: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
-        """Rows of the same codes, unpacked in standard operators: low + scale·code, block by block."""
-        shape = lambda *dims: b.const(np.array(dims, np.int64))  # noqa: E731
-        packed = b.op("Cast", b.op("Gather", parts["codes"], ids, axis=0), to=FLOAT)  # [1,rows,K/32,16]
-        high = b.op("Floor", b.op("Mul", packed, b.const(np.float32(1 / 16))))
-        first = b.op("Sub", packed, b.op("Mul", high, b.const(np.float32(16))))
-        last = shape(-1)
-        pair = b.op("Concat", b.op("Unsqueeze", first, last), b.op("Unsqueeze", high, last), axis=-1)
-        codes = b.op("Sub", b.op("Reshape", pair, shape(1, rows, k // BLOCK, BLOCK)), b.const(np.float32(8)))
-        scale = b.op("Unsqueeze", b.op("Gather", parts["scale"], ids, axis=0), last)
-        offset = b.op("Gather", parts["offset"], ids, axis=1)  # [K/32,1,rows]
-        offset = b.op("Unsqueeze", b.op("Transpose", offset, perm=[1, 2, 0]), last)
-        return b.op("Reshape", b.op("Add", b.op("Mul", codes, scale), offset), shape(1, rows, k))
+        """ids [1,rows] -> those rows of the weight, [1,rows,k]."""
+        blocks = -(-k // BLOCK)
+        table = b.op("Reshape", parts["codes"], shape(b, n, blocks * BLOCK // 2))
+        main = b.op(
+            "GatherBlockQuantized", table, ids, parts["scale"], domain=MICROSOFT,
+            bits=4, block_size=BLOCK, gather_axis=0, quantize_axis=1,
+        )  # fmt: skip
+        offset = b.op("Transpose", b.op("Gather", parts["offset"], ids, axis=1), perm=[1, 2, 0])
+        split = b.op("Reshape", main, shape(b, 1, rows, blocks, BLOCK))
+        whole = b.op("Add", split, b.op("Reshape", offset, shape(b, 1, rows, blocks, 1)))
+        flat = b.op("Reshape", whole, shape(b, 1, rows, blocks * BLOCK))
+        return b.op("Slice", flat, shape(b, 0), shape(b, k), shape(b, 2)) if k % BLOCK else flat
 
 
-def nearest_grid(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """codes [N,K], scale and low [N,K/32] of a weight rounded to nearest between each block's minimum and maximum."""
-    blocks = weight.reshape(len(weight), -1, BLOCK)
-    low, high = blocks.min(-1), blocks.max(-1)
-    scale = np.maximum((high - low) / 15, 1e-12)
-    codes = np.clip(np.rint((blocks - low[..., None]) / scale[..., None]), 0, 15).astype(np.uint8)
-    return codes.reshape(weight.shape), scale.astype(np.float32), low.astype(np.float32)
+class Int8Rows:
+    """8-bit weights with a scale per output; every row of x is quantised to 8 bits over its own range.
+
+    x ≈ s·u + l, l the row's least value, s = range/255: W·x = s·scale·(codes·u) + l·scale·(sum of codes).
+    There is no zero point to round, nothing to clamp, and a constant row is right (s = 0).
+    """
+
+    name = "int8"
+
+    def parts(self, n: int, k: int) -> Layout:
+        """Type and shape of each array of an [n,k] weight."""
+        return {"codes": ("uint8", (k, n)), "scale": ("float32", (n,)), "sums": ("float32", (n,))}
+
+    def encode(self, weight: np.ndarray, grid: Grid | None = None) -> Encoded:
+        """Codes + 128, transposed; the scale, and the weight's own sum, of each output."""
+        scale = np.abs(weight).max(1) / np.float32(127)
+        codes = np.rint(weight / np.where(scale > 0, scale, 1)[:, None]).astype(np.int16)
+        stored = np.ascontiguousarray((codes + MIDDLE8).astype(np.uint8).T)
+        sums = (codes.sum(1, dtype=np.int64) * scale.astype(np.float64)).astype(np.float32)
+        return Encoded({"codes": stored, "scale": scale.astype(np.float32), "sums": sums})
+
+    def decode(self, encoded: Encoded, k: int) -> np.ndarray:
+        """The weight [n,k] that the graph multiplies with."""
+        return (encoded.arrays["codes"].T.astype(np.float32) - MIDDLE8) * encoded.arrays["scale"][:, None]
+
+    def linear(self, b: Builder, x: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
+        """x [1,rows,k] -> [1,rows,n]."""
+        u, scale, low = b.once((self.name, "rows", x), lambda: self.quantise(b, x, k))
+        main = b.op(
+            "MatMulIntegerToFloat", u, parts["codes"], number(b, 1), parts["scale"], None,
+            b.const(np.uint8(MIDDLE8)), domain=MICROSOFT,
+        )  # fmt: skip
+        return b.op("Add", b.op("Mul", main, scale), b.op("Mul", low, parts["sums"]))
+
+    def quantise(self, b: Builder, x: ir.Value, k: int) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """A row's 8-bit codes [1,rows,k], and its scale and least value [1,rows,1]."""
+        high, low = (b.op(kind, x, shape(b, -1), keepdims=1) for kind in ("ReduceMax", "ReduceMin"))
+        scale = b.op("Mul", b.op("Sub", high, low), number(b, 1 / 255))
+        raised = b.op("Sub", x, low)
+        return b.op("QuantizeLinear", raised, scale, axis=2, block_size=k, output_dtype=UINT8), scale, low
+
+    def embed(self, b: Builder, ids: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
+        """ids [1,rows] -> those rows of the weight, [1,rows,k]."""
+        columns = b.op("Transpose", b.op("Gather", parts["codes"], ids, axis=1), perm=[1, 2, 0])
+        codes = b.op("Sub", b.op("Cast", columns, to=FLOAT), number(b, MIDDLE8))
+        scale = b.op("Reshape", b.op("Gather", parts["scale"], ids, axis=0), shape(b, 1, rows, 1))
+        return b.op("Mul", codes, scale)
 
 
-@dataclass(frozen=True)
 class Plain:
-    """Floating point weights [N,K]; fp16 is stored as such and widened when the graph is loaded."""
+    """The weight itself, transposed, in the given float type; the arithmetic is float32."""
 
-    name: str
-    dtype: str
+    def __init__(self, name: str, dtype: str) -> None:
+        self.name, self.dtype = name, dtype
 
-    def parts(self, n: int, k: int) -> Shapes:
-        """The weight transposed [K,N], as MatMul reads it."""
+    def parts(self, n: int, k: int) -> Layout:
+        """Type and shape of the one array of an [n,k] weight."""
         return {"weight": (self.dtype, (k, n))}
 
-    def encode(self, weight: np.ndarray, grid: Grid | None) -> Arrays:
-        """The weight in this type."""
-        return {"weight": weight.astype(self.dtype).T}
+    def encode(self, weight: np.ndarray, grid: Grid | None = None) -> Encoded:
+        """The transposed weight; InputError where it does not fit the type."""
+        largest, limit = np.abs(weight).max(initial=0), np.finfo(self.dtype).max
+        if not largest <= limit:
+            raise InputError(
+                f"a weight of size {largest:.3g} does not fit {self.name} (largest {limit:.3g})",
+                "use --weights fp32",
+            )
+        return Encoded({"weight": np.ascontiguousarray(weight.T, dtype=self.dtype)})
 
-    def decode(self, arrays: Arrays) -> np.ndarray:
-        """[N,K] float32."""
-        return arrays["weight"].T.astype(np.float32)
+    def decode(self, encoded: Encoded, k: int) -> np.ndarray:
+        """The weight [n,k] that the graph multiplies with."""
+        return encoded.arrays["weight"].T.astype(np.float32)
+
+    def linear(self, b: Builder, x: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
+        """x [1,rows,k] -> [1,rows,n]."""
+        return b.op("MatMul", x, self.wide(b, parts["weight"]))
+
+    def embed(self, b: Builder, ids: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
+        """ids [1,rows] -> those rows of the weight, [1,rows,k]."""
+        return self.wide(b, b.op("Transpose", b.op("Gather", parts["weight"], ids, axis=1), perm=[1, 2, 0]))
 
     def wide(self, b: Builder, value: ir.Value) -> ir.Value:
-        """As float32."""
+        """The value in float32."""
         return (
             value
             if self.dtype == "float32"
             else b.once(("wide", value), lambda: b.op("Cast", value, to=FLOAT))
         )
 
-    def linear(self, b: Builder, x: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
-        """x · W."""
-        return b.op("MatMul", x, self.wide(b, parts["weight"]))
 
-    def embed(self, b: Builder, ids: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
-        """Columns of the same array."""
-        return self.wide(b, b.op("Transpose", b.op("Gather", parts["weight"], ids, axis=1), perm=[1, 2, 0]))
-
-
-FORMS = {
+Form = Int4Grid | Int8Rows | Plain
+FORMS: dict[str, Any] = {
     form.name: form for form in (Int4Grid(), Int8Rows(), Plain("fp16", "float16"), Plain("fp32", "float32"))
 }
+
+
+def nearest_grid(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes [n,k], scale, low [n,k/32] on a grid from a block's least to its largest value; k padded with 0."""
+    n, k = weight.shape
+    blocks = np.pad(weight, ((0, 0), (0, -k % BLOCK))).reshape(n, -1, BLOCK).astype(np.float32)
+    low, high = blocks.min(-1), blocks.max(-1)
+    scale = (high - low) / LEVELS
+    steps = (blocks - low[..., None]) / np.where(scale > 0, scale, 1)[..., None]
+    return np.rint(steps).astype(np.uint8).reshape(n, -1), scale, low
+
+
+def shape(b: Builder, *sizes: int) -> ir.Value:
+    """A constant of int64 sizes or axes."""
+    return b.const(np.array(sizes, np.int64))
+
+
+def number(b: Builder, value: float) -> ir.Value:
+    """A float32 constant."""
+    return b.const(np.float32(value))
