@@ -1,6 +1,7 @@
 """Puts a bundle together: which graphs a model gets, in which forms, and the manifest that says so.
 
-The order of work keeps memory small: shapes first (no weights), graphs next, then the weights file, parameter by parameter.
+The order of work keeps memory small: shapes first (no weights), graphs next, then the weights file,
+parameter by parameter.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ DRAFT_WIDTH = 2  # after a fully accepted round the draft absorbs two tokens
 
 @dataclass(frozen=True)
 class Job:
-    """One model of a bundle, decided: all that is left is work. `head_ids` are the rows a draft's head keeps."""
+    """One model of a bundle, decided: all that is left is work.
+
+    `head_ids` are the rows a draft's head keeps.
+    """
 
     name: str
     checkpoint: Checkpoint
@@ -69,7 +73,7 @@ class Job:
 
 
 class Source:
-    """A job's parameters in their stored forms: the one place that knows which name means which rows of which tensor."""
+    """A job's parameters in their stored forms: which name means which rows of which tensor."""
 
     def __init__(
         self,
@@ -219,7 +223,9 @@ def step_graph(
     """Lower one step graph and save it."""
     target = Target(kind, width, bucket, job.cache, job.fused, job.head_ids, job.head_rows)
     model = Lowering(program, job.spec, source.storage(), target).run()
-    file = f"{job.name}-{kind}{f'-{width}' if kind == 'verify' else ''}{f'-{bucket}' if len(job.cache.buckets) > 1 else ''}.onnx"
+    size = f"-{width}" if kind == "verify" else ""
+    cache = f"-{bucket}" if len(job.cache.buckets) > 1 else ""
+    file = f"{job.name}-{kind}{size}{cache}.onnx"
     ir.save(model, folder / file)
     return GraphSpec(
         file,

@@ -1,7 +1,7 @@
-"""Proves a bundle: its graphs are well formed and fixed, its widths agree bitwise, its numbers are the source's.
+"""Proves a bundle: graphs well formed and fixed, widths equal bit by bit, numbers the source's.
 
-Every finding is printed with its figures; a miss fails the check. Where no checkpoint can be found the numbers are
-not compared, and the check says so and fails: nothing counts as proven that was not.
+Every finding is printed with its figures; a miss fails the check. Where no checkpoint can be found
+the numbers are not compared, and the check says so and fails: nothing counts as proven that was not.
 """
 
 from __future__ import annotations
@@ -74,20 +74,28 @@ def check(
 ) -> CheckResult:
     """Check an opened bundle (its checksums are verified by opening it).
 
-    `engine` runs a model's graphs, `operators` are the (domain, type) pairs that the device has. `self_only` repeats the
-    width test alone, on the machine at hand.
+    `engine` runs a model's graphs, `operators` are the (domain, type) pairs that the device has.
+    `self_only` repeats the width test alone, on the machine at hand.
     """
     findings: list[Finding] = []
-    tokenizer = tokenizers.Tokenizer.from_str(bundle.file(bundle.manifest.tokenizer.tokenizer).read_text("utf-8"))
+    tokenizer = tokenizers.Tokenizer.from_str(
+        bundle.file(bundle.manifest.tokenizer.tokenizer).read_text("utf-8")
+    )
     ids = lambda words: tokenizer.encode(words, add_special_tokens=False).ids  # noqa: E731
     if not self_only:
         with progress.stage("graphs"):
             for entry in bundle.manifest.models:
                 findings += [check_graph(bundle, graph, operators) for graph in entry.graphs]
-            findings = [merged(findings)] if all(f.passed for f in findings) else [f for f in findings if not f.passed]
+            findings = (
+                [merged(findings)]
+                if all(f.passed for f in findings)
+                else [f for f in findings if not f.passed]
+            )
     for entry in bundle.manifest.models:
         with progress.stage(f"{entry.name}: widths"):
-            findings.append(check_widths(entry, engine(bundle.path, entry), [ids(prompt) for prompt in PROMPTS]))
+            findings.append(
+                check_widths(entry, engine(bundle.path, entry), [ids(prompt) for prompt in PROMPTS])
+            )
     if not self_only:
         words = Path(text).read_text(encoding="utf-8") if text else default_text()
         for entry in bundle.manifest.models:
@@ -98,7 +106,12 @@ def check(
 
 def merged(findings: Sequence[Finding]) -> Finding:
     """One line for all graphs that passed."""
-    return Finding("graphs", True, f"{len(findings)} are valid ONNX, fixed in every dimension, of the device's operators", {})
+    return Finding(
+        "graphs",
+        True,
+        f"{len(findings)} are valid ONNX, fixed in every dimension, of the device's operators",
+        {},
+    )
 
 
 def check_graph(bundle: Bundle, graph: GraphSpec, operators: frozenset[tuple[str, str]]) -> Finding:
@@ -127,13 +140,17 @@ def check_graph(bundle: Bundle, graph: GraphSpec, operators: frozenset[tuple[str
 
 def check_widths(entry: ModelEntry, engine: Any, prompts: Sequence[Sequence[int]]) -> Finding:
     """All widths and buckets give a row the same bits; where they do not, the manifest must say so."""
-    name, count = f"{entry.name} widths", len({(g.width, g.bucket) for g in entry.graphs if g.kind != "commit"})
+    name, count = (
+        f"{entry.name} widths",
+        len({(g.width, g.bucket) for g in entry.graphs if g.kind != "commit"}),
+    )
     for prompt in prompts:
         if found := disagreements(engine, prompt):
             first = found[0]
             detail = (
-                f"{first.kind} of width {first.width} differs at position {first.position} ({first.what}, by up to "
-                f"{first.difference:.1e}); the bundle {'claims they agree' if entry.widths_agree else 'decodes through verify'}"
+                f"{first.kind} of width {first.width} differs at position {first.position} "
+                f"({first.what}, by up to {first.difference:.1e}); the bundle "
+                f"{'claims they agree' if entry.widths_agree else 'decodes through verify'}"
             )
             return Finding(name, not entry.widths_agree, detail, {"difference": first.difference})
     return Finding(name, True, f"{count} graphs give the same bits on {len(prompts)} prompts", {})
@@ -156,18 +173,28 @@ def check_numbers(
     figures = compare(entry, engine(bundle.path, entry), checkpoint.load_model(), tokens, ids, advance)
     findings = [judged(entry, figures, exact)]
     if exact and entry.cache.policy != "none":
-        difference, evictions = compare_evicting(entry, engine(bundle.path, entry), checkpoint.load_model(), tokens, ids)
-        detail = f"|Δlogit| {difference:.1e} against a PyTorch cache over {evictions} evictions (at most {LARGEST_DIFFERENCE})"
-        findings.append(Finding(f"{entry.name} eviction", difference <= LARGEST_DIFFERENCE, detail, {"difference": difference}))
+        difference, evictions = compare_evicting(
+            entry, engine(bundle.path, entry), checkpoint.load_model(), tokens, ids
+        )
+        detail = (
+            f"|Δlogit| {difference:.1e} against a PyTorch cache over {evictions} evictions "
+            f"(at most {LARGEST_DIFFERENCE})"
+        )
+        findings.append(
+            Finding(
+                f"{entry.name} eviction", difference <= LARGEST_DIFFERENCE, detail, {"difference": difference}
+            )
+        )
     return findings
 
 
 def judged(entry: ModelEntry, f: Figures, exact: bool) -> Finding:
-    """The figures with their verdict: fp32 by |Δlogit|, a quantised target by its perplexity, a quantised draft by none."""
+    """The verdict: fp32 by |Δlogit|, a quantised target by perplexity, a quantised draft by none."""
     rise = f.perplexity / f.perplexity_source - 1
     detail = (
-        f"perplexity {f.perplexity:.2f} against {f.perplexity_source:.2f} in fp32 ({rise:+.1%}), KL {f.kl:.4f} nats, "
-        f"argmax agrees {f.agreement:.1%}, |Δlogit| up to {f.difference:.1e}, {f.tokens} tokens"
+        f"perplexity {f.perplexity:.2f} against {f.perplexity_source:.2f} in fp32 ({rise:+.1%}), "
+        f"KL {f.kl:.4f} nats, argmax agrees {f.agreement:.1%}, "
+        f"|Δlogit| up to {f.difference:.1e}, {f.tokens} tokens"
     )
     passed = True
     if exact:
@@ -178,7 +205,10 @@ def judged(entry: ModelEntry, f: Figures, exact: bool) -> Finding:
 
 
 def find_source(bundle: Bundle, entry: ModelEntry, source: str | None) -> Checkpoint | None:
-    """The checkpoint of a bundle's model, if it is here and is the one exported; InputError if it is another."""
+    """The checkpoint of a bundle's model, if it is here and is the one exported.
+
+    InputError if it is another.
+    """
     produced = bundle.manifest.produced_by
     layers = produced.get("draft_layers", "")
     own = entry.name == "draft" and layers
@@ -187,5 +217,8 @@ def find_source(bundle: Bundle, entry: ModelEntry, source: str | None) -> Checkp
         return None
     checkpoint = open_checkpoint(word)
     if checkpoint.digest != produced.get(f"{entry.name}_sha256"):
-        raise InputError(f"{word} is not the checkpoint that this bundle's {entry.name} came from", "name the right one with --source")
+        raise InputError(
+            f"{word} is not the checkpoint that this bundle's {entry.name} came from",
+            "name the right one with --source",
+        )
     return draft_of(checkpoint, tuple(int(i) for i in layers.split(","))) if own else checkpoint

@@ -1,4 +1,5 @@
-"""The commit: which N of a layer's M rows survive, as a small weight-free graph and as the same code run eagerly.
+"""The commit: which N of a layer's M rows survive, as a small weight-free graph and as the same code run
+eagerly.
 
 Layers with a sliding window need no graph: they keep the newest N, whatever the policy.
 """
@@ -20,7 +21,8 @@ PROTECTED = 3e4  # above every score, and finite in fp16
 def keep(keys: Tensor, cache: CacheSpec) -> Tensor:
     """Ascending indices of the rows that survive: the first `sinks`, the last `recent`, then the best scores.
 
-    keys [KV,M,d], rows in order of position -> [KV,N] int32. Each key-value head keeps its own set (design, section 4).
+    keys [KV,M,d], rows in order of position -> [KV,N] int32. Each key-value head keeps its own set (design,
+    section 4).
     """
     slots = keys.shape[1]
     place = torch.arange(slots)
@@ -40,7 +42,10 @@ class Commit(nn.Module):
         self.cache = cache
 
     def forward(self, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
-        """keys, values [1,KV,rows,d] -> keep [KV,N]; under the `rows` contract also the kept rows [1,KV,N,d]."""
+        """keys, values [1,KV,rows,d] -> keep [KV,N].
+
+        Under the `rows` contract also the kept rows [1,KV,N,d].
+        """
         filled = keys[0, :, : self.cache.slots]
         kept = keep(filled, self.cache)
         if self.cache.contract == "append":

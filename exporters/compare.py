@@ -1,4 +1,4 @@
-"""The exported graphs' numbers beside the source's: perplexity, KL, argmax agreement, and the largest |Δlogit|."""
+"""The exported graphs beside their source: perplexity, KL, argmax agreement, the largest |Δlogit|."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def compare(
     """
     size = min(WINDOW, entry.cache.slots, len(tokens))
     windows = [tokens[i : i + size] for i in range(0, min(len(tokens), MOST_TOKENS) - size + 1, size)]
-    place = None if ids is None else {int(token): row for row, token in enumerate(ids)}
+    rows = row_of(entry.spec.vocab, ids)
     loss = np.zeros(2)
     kl = agree = difference = 0.0
     count = scored = 0
@@ -55,19 +55,30 @@ def compare(
             agree += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
             difference = max(difference, float((ours - theirs).abs().max()))
             count += len(logits)
-            for row in range(len(logits)):
-                following = window[start + row + 1] if start + row + 1 < len(window) else None
-                following = following if place is None else place.get(following)
-                if following is not None:
-                    loss -= np.array([float(log_ours[row, following]), float(log_theirs[row, following])])
-                    scored += 1
+            following = rows[list(window[start + 1 : start + 1 + len(logits)])]
+            here = torch.arange(len(following))[following >= 0]
+            following = following[following >= 0]
+            loss -= [float(log[here, following].sum()) for log in (log_ours, log_theirs)]
+            scored += len(here)
             advance(done * size + start, len(windows) * size)
-    ours, theirs = np.exp(loss / scored)
-    return Figures(float(ours), float(theirs), kl / count, agree / count, difference, count)
+    perplexity, perplexity_source = (float(x) for x in np.exp(loss / max(scored, 1)))
+    return Figures(perplexity, perplexity_source, kl / count, agree / count, difference, count)
+
+
+def row_of(vocab: int, ids: np.ndarray | None) -> Tensor:
+    """The head row of every token id, -1 where a trimmed head has none."""
+    if ids is None:
+        return torch.arange(vocab)
+    rows = torch.full((vocab,), -1)
+    rows[torch.from_numpy(ids.astype(np.int64))] = torch.arange(len(ids))
+    return rows
 
 
 def calls(engine: Any, tokens: Sequence[int]) -> Any:
-    """Absorb tokens through the widest graph that gives every row's logits; yields (first position, logits [rows,V])."""
+    """Absorb tokens through the widest graph that gives every row's logits.
+
+    Yields (first position, logits [rows,V]).
+    """
     kind = "verify" if engine.widths("verify") else "draft"
     width, done = engine.widths(kind)[-1], 0
     while done < len(tokens):
@@ -83,7 +94,8 @@ def compare_evicting(
 ) -> tuple[float, int]:
     """The largest |Δlogit| over a text that evicts (at most twice), against the same rule on PyTorch tensors.
 
-    The reference keeps exactly M rows a layer, one token a call, and shares only the commit's scores with the graphs.
+    The reference keeps exactly M rows a layer, one token a call, and shares only the commit's scores with
+    the graphs.
     """
     spec, cache = entry.spec, entry.cache
     tokens = list(tokens)[: min(len(tokens), cache.slots + cache.block + 8)]
@@ -115,6 +127,8 @@ def commit(entry: ModelEntry, caches: list[Tensor]) -> None:
     cache, layers = entry.cache, entry.spec.layers
     for layer, window in enumerate(entry.spec.windows):
         keys, values = caches[layer], caches[layers + layer]
-        kept = torch.arange(cache.block, cache.slots).expand(entry.spec.kv_heads, -1) if window else keep(keys[0], cache).long()
+        newest = torch.arange(cache.block, cache.slots).expand(entry.spec.kv_heads, -1)
+        kept = newest if window else keep(keys[0], cache).long()
+        index = kept.unsqueeze(-1).expand(-1, -1, keys.shape[-1])
         for buffer in (keys, values):
-            buffer[0, :, : cache.budget] = buffer[0].gather(1, kept.unsqueeze(-1).expand(-1, -1, buffer.shape[-1]))
+            buffer[0, :, : cache.budget] = buffer[0].gather(1, index)

@@ -204,7 +204,10 @@ FORMS: dict[str, Any] = {
 
 
 def nearest_grid(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes [n,k], scale, low [n,k/32] on a grid from a block's least to its largest value; k padded with 0."""
+    """Codes [n,k], scale, low [n,k/32] on a grid from a block's least to its largest value.
+
+    K padded with 0.
+    """
     n, k = weight.shape
     blocks = np.pad(weight, ((0, 0), (0, -k % BLOCK))).reshape(n, -1, BLOCK).astype(np.float32)
     low, high = blocks.min(-1), blocks.max(-1)

@@ -1,7 +1,8 @@
 """The one attention operator on its two cache contracts (design, section 3).
 
-rows: a pure function in standard operators, two-part attention, for an NPU. append: ONNX Runtime's GroupQueryAttention,
-which reads the filled part only and appends the call's rows to the buffers bound as its outputs.
+rows: a pure function in standard operators, two-part attention, for an NPU. append: ONNX Runtime's
+GroupQueryAttention, which reads the filled part only and appends the call's rows to the buffers bound as
+its outputs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ BY_ROW = (0, 2, 1, 3)
 
 
 def rows_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
-    """Out [1,S,H,d] and the call's own rows [1,KV,S,d]; scores of cache and call are concatenated, never the keys."""
+    """Out [1,S,H,d] and the call's own rows [1,KV,S,d].
+
+    Scores of cache and call are concatenated, never the keys.
+    """
     b, spec, width = low.b, low.spec, low.target.width
     query, key, value = (low.get(v) for v in node.inputs[:3])
     keys, values = low.inputs[f"keys_{layer}"], low.inputs[f"values_{layer}"]
@@ -47,7 +51,7 @@ def rows_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
 
 
 def mask(low: Lowering, slots: int, window: int, group: int) -> ir.Value:
-    """What each row sees, bool [1,1,group·S,slots+S], built once per call: slots < count, then rows <= its own.
+    """What each row sees, bool [1,1,group·S,slots+S], once per call: slots < count, rows <= its own.
 
     With a window w the slot's distance to the row must stay under w; slots stand in order of position.
     """
@@ -68,10 +72,11 @@ def mask(low: Lowering, slots: int, window: int, group: int) -> ir.Value:
 
 
 def append_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
-    """Out [1,S,H,d] and both buffers with the call's rows at `count`; bind each buffer as input and as output.
+    """Out [1,S,H,d] and both buffers, bound as input and as output, with the call's rows at `count`.
 
-    GroupQueryAttention rounds otherwise at one row: a one-row call attends with its row twice (the second copy lands on
-    a slot beyond the count, which holds garbage by contract), so that decode gives the bits of a verify row.
+    GroupQueryAttention rounds otherwise at one row: a one-row call attends with its row twice (the second
+    copy lands on a slot beyond the count, which holds garbage by contract), so that decode gives the bits
+    of a verify row.
     """
     b, spec, width = low.b, low.spec, low.target.width
     scale, window, softcap = (node.attributes[name].value for name in ("scale", "window", "softcap"))
@@ -119,21 +124,26 @@ def append_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
 
 
 def positions(low: Lowering, rows: int) -> ir.Value:
-    """Position of every row the attention is given, int64 [1,rows]; a doubled row stands twice at the same position."""
+    """Position of every row the attention is given, int64 [1,rows].
+
+    A doubled row stands twice at the same position.
+    """
     width = low.target.width
     steps = np.arange(width, dtype=np.int32) if width > 1 else np.zeros(rows, np.int32)
     return low.b.once(("positions", rows), lambda: low.b.op("Cast", low.places(steps), to=7))
 
 
 def plain_projection(low: Lowering, node: ir.Node) -> tuple[ir.Value | None, Any]:
-    """The packed [1,S,(H+2·KV)·d] projection and its angle tables, where nothing but rotary stands between them and attention.
+    """The packed [1,S,(H+2·KV)·d] projection and its angles, where only rotary precedes attention.
 
     GroupQueryAttention then turns q and k itself and needs no split.
     """
-    turned = [value.producer() for value in node.inputs[:2]]
+    turned: list[Any] = [value.producer() for value in node.inputs[:2]]
     if any(n is None or n.op_type != "Rope" or n.inputs[1:] != turned[0].inputs[1:] for n in turned):
         return None, None
-    linears = [projection(value) for value in (turned[0].inputs[0], turned[1].inputs[0], node.inputs[2])]
+    linears: list[Any] = [
+        projection(value) for value in (turned[0].inputs[0], turned[1].inputs[0], node.inputs[2])
+    ]
     if any(n is None for n in linears):
         return None, None
     x = linears[0].inputs[0]
@@ -156,7 +166,10 @@ def plain_projection(low: Lowering, node: ir.Node) -> tuple[ir.Value | None, Any
 
 
 def projection(value: ir.Value) -> ir.Node | None:
-    """The Linear whose output a [1,H,S,d] value is, only reshaped and transposed; None if anything else is between."""
+    """The Linear whose output a [1,H,S,d] value is, only reshaped and transposed.
+
+    None if anything else is between.
+    """
     for kind in ("Transpose", "Reshape", "Linear"):
         node = value.producer()
         if node is None or node.op_type != kind:
@@ -167,7 +180,7 @@ def projection(value: ir.Value) -> ir.Node | None:
 
 
 def by_row(low: Lowering, value: ir.Value) -> ir.Value:
-    """A value that the program holds as [1,H,S,d], as [1,S,H·d]: transposes are undone, not added, where the model made them."""
+    """A value that the program holds as [1,H,S,d], as [1,S,H·d]; the model's transposes are undone."""
     node = value.producer()
     heads, dim = int(value.shape[1]), int(value.shape[3])
     flat = low.b.const(np.array([1, low.target.width, heads * dim], np.int64))

@@ -1,4 +1,6 @@
-"""Program -> ONNX graph of one width over caches of one size. Device choices live in lower_attention; weight forms in forms.
+"""Program -> ONNX graph of one width over caches of one size.
+
+Device choices live in lower_attention, weight forms in forms.
 
 Knows the program's named parts and nothing of model families or weight values.
 """
@@ -27,8 +29,8 @@ DTYPES = {"float32": FLOAT, "int32": INT32}
 class Storage:
     """Where a model's parameters come from and how each is stored.
 
-    `place(b, parameters, role)` -> (form, parts): role is linear, head or embedding, and several parameters are
-    packed as one, row after row; `plain` gives float32 arrays.
+    `place(b, parameters, role)` -> (form, parts): role is linear, head or embedding, and several parameters
+    are packed as one, row after row; `plain` gives float32 arrays.
     """
 
     place: Callable[[Builder, tuple[str, ...], str], tuple[Any, dict[str, ir.Value]]]
@@ -39,7 +41,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Target:
-    """What one graph is: its kind, width, bucket, the model's cache and whether the device wants ORT's fused operators."""
+    """What one graph is: kind, width, bucket, the model's cache, and whether ORT's fused operators serve."""
 
     kind: str
     width: int
@@ -93,19 +95,25 @@ class Lowering:
             self.values[value] = self.b.op("Cast", made, to=int(ir.DataType.INT64)) if counted else made
 
     def places(self, steps: np.ndarray) -> ir.Value:
-        """Positions [1,S] of rows so many steps on; padding rows beyond the model's last position share it."""
+        """Positions [1,S] of rows so many steps on.
+
+        Padding rows beyond the model's last position share it.
+        """
         made = self.b.op("Add", self.inputs["position"], self.b.const(steps[None]))
         return self.b.op("Min", made, self.b.const(np.int32(self.spec.positions - 1)))
 
     def get(self, value: ir.Value) -> ir.Value:
-        """The new value of an old one; a parameter used outside Linear, Embed and Norm becomes a plain float32 array."""
+        """The new value of an old one.
+
+        A parameter used outside Linear, Embed and Norm becomes a plain float32 array.
+        """
         if value in self.values:
             return self.values[value]
         if value.const_value is not None:
             array = value.const_value.numpy()
             if TRACED_WIDTH in array.shape or (array.dtype.kind == "i" and (array == TRACED_WIDTH).any()):
                 raise InputError(
-                    f"{self.spec.family}: a constant of shape {array.shape} depends on the number of tokens in a call",
+                    f"{self.spec.family}: a constant of shape {array.shape} depends on the width",
                     "this model's code cannot be given a fixed width; please report it",
                 )
             return self.b.const(array)
@@ -182,7 +190,10 @@ class Lowering:
         self.values[node.outputs[0]] = made
 
     def lower_norm(self, node: ir.Node) -> None:
-        """RMSNormalization, or LayerNormalization where centred; fused with the residual sum before it on a CPU."""
+        """RMSNormalization, or LayerNormalization where centred.
+
+        Fused with the residual sum before it on a CPU.
+        """
         x, weight = node.inputs
         epsilon, centred = node.attributes["epsilon"].value, node.attributes["centred"].value
         scale = self.storage.plain(self.b, weight.name, node.attributes["offset"].value)
@@ -208,7 +219,7 @@ class Lowering:
         """RotaryEmbedding over [1,H,S,d]."""
         self.values[node.outputs[0]] = self.rotate(node, self.get(node.inputs[0]))
 
-    def rotate(self, node: ir.Node, x: ir.Value, **attributes: int) -> ir.Value:
+    def rotate(self, node: ir.Node, x: ir.Value, **attributes: Any) -> ir.Value:
         """A Rope node's operator, applied to x in the layout that `attributes` say."""
         cos, sin = self.get(node.inputs[1]), self.get(node.inputs[2])
         half, dim = int(node.inputs[1].shape[-1]), int(node.inputs[0].shape[-1])

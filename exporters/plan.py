@@ -1,4 +1,4 @@
-"""Decides an export before anything is written: opens the checkpoints, refuses what cannot work, makes the jobs."""
+"""Decides an export before anything is written: opens checkpoints, refuses what cannot work, makes jobs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def plan(config: ExportConfig) -> list[Job]:
 
 
 def draft_job(config: ExportConfig, target: Job) -> Job:
-    """The draft: its own checkpoint, or two of the target's layers; a head trimmed to the most useful rows."""
+    """The draft: its own checkpoint, or two of the target's layers.
+
+    A head trimmed to the most useful rows.
+    """
     if config.draft == DEMO:
         checkpoint = draft_of(target.checkpoint, tuple(range(min(DRAFT_LAYERS, target.spec.layers))))
     else:
@@ -59,7 +62,7 @@ def draft_job(config: ExportConfig, target: Job) -> Job:
 
 
 def default_text() -> str:
-    """The text that ships with the package: part of WikiText-2 (test), for token frequencies, calibration and checks."""
+    """The text that ships with the package, part of WikiText-2 (test): token frequencies and checks."""
     return files("edgespec.exporters").joinpath("wikitext.txt").read_text(encoding="utf-8")
 
 
@@ -76,7 +79,8 @@ def cache_spec(config: ExportConfig, spec: ModelSpec, name: str, source: str) ->
         )
     if budget + config.block > spec.positions:
         raise InputError(
-            f"budget {budget} + block {config.block} are more slots than {source}'s {spec.positions} positions",
+            f"budget {budget} + block {config.block} are more slots than "
+            f"{source}'s {spec.positions} positions",
             f"use {flag} {spec.positions - config.block} or less",
         )
     return CacheSpec(

@@ -1,6 +1,8 @@
-"""The traced step as a short ONNX program of named parts (Linear, Embed, Norm, Rope, Attend, Take) and standard operators.
+"""The traced step as a short ONNX program of named parts (Linear, Embed, Norm, Rope, Attend, Take) and
+standard operators.
 
-`torch.onnx.export` does the translation; nothing here knows a model family, a device, a width or a weight's value.
+`torch.onnx.export` does the translation; nothing here knows a model family, a device, a width or a weight's
+value.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ DOMAIN = "edgespec"
 
 @dataclass(frozen=True)
 class Program:
-    """The named-parts graph; `shapes` of every parameter by Transformers name; `constants` the values of its buffers."""
+    """The named-parts graph; `shapes` of every parameter by Transformers name.
+
+    `constants` the values of its buffers.
+    """
 
     graph: ir.Graph
     shapes: dict[str, tuple[int, ...]]

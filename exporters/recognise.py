@@ -1,6 +1,7 @@
-"""Finds a model's norms, rotary tables and rotary function by what they compute, and names them for the graph.
+"""Finds a model's norms, rotary tables and rotary function by what they compute, and names them.
 
-A part is replaced by one operator of ours only if it gave the same numbers on random input, whatever it is called
+A part is replaced by one operator of ours only if it gave the same numbers on random input, whatever it is
+called
 and whatever family it comes from; what is not recognised stays as the model wrote it.
 """
 
@@ -40,7 +41,10 @@ def _(x: Tensor, weight: Tensor, epsilon: float, centred: bool, offset: float) -
 
 @torch.library.custom_op("edgespec::rope", mutates_args=())
 def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Rotate the first 2r of d dimensions: x [1,H,S,d], cos and sin [1,S,r]; pairs (i, i+r), or (2i, 2i+1) if interleaved."""
+    """Rotate the first 2r of d dimensions: x [1,H,S,d], cos and sin [1,S,r].
+
+    Pairs (i, i+r), or (2i, 2i+1) if interleaved.
+    """
     r = cos.shape[-1]
     head, tail = x[..., : 2 * r], x[..., 2 * r :]
     a, b = (head[..., 0::2], head[..., 1::2]) if interleaved else (head[..., :r], head[..., r:])
@@ -81,7 +85,8 @@ class Double(TorchFunctionMode):
 
 
 class AngleTable(nn.Module):
-    """cos and sin by position, built in fp64 by the model's own rotary module: an NPU's fp16 angles are garbage by 1,000.
+    """cos and sin by position, built in fp64 by the model's own rotary module: an NPU's fp16 angles are
+    garbage by 1,000.
 
     Buffers hold the half that differs, [positions, r]; the model sees the layout it expects, [1,S,2r].
     """
@@ -92,7 +97,8 @@ class AngleTable(nn.Module):
             cos, sin = rotary(torch.zeros(1, dtype=torch.float64), torch.arange(positions)[None], *extra)
         if cos.dim() != 3 or cos.shape[-1] % 2:
             raise InputError(
-                f"{type(rotary).__name__} gives angles of shape {tuple(cos.shape)}, not [1, positions, dimensions]",
+                f"{type(rotary).__name__} gives angles of shape {tuple(cos.shape)}, "
+                "not [1, positions, dimensions]",
                 "this rotary embedding is not supported; choose another model",
             )
         r = cos.shape[-1] // 2
@@ -134,7 +140,10 @@ class LayerAngles(nn.Module):
 
 
 def angle_table(rotary: nn.Module, positions: int, config: Any) -> nn.Module:
-    """The table that stands for this rotary module (which must be on the CPU); scaling that depends on the length is refused."""
+    """The table that stands for this rotary module (which must be on the CPU).
+
+    Scaling that depends on the length is refused.
+    """
     kinds = (
         rotary.rope_type
         if isinstance(getattr(rotary, "rope_type", None), dict)
@@ -206,7 +215,7 @@ def recognise_rope(
 @contextlib.contextmanager
 def named_rope(model: nn.Module, dim: int) -> Iterator[None]:
     """Within it the model file's `apply_rotary_pos_emb` emits our operator, if it was recognised."""
-    module = sys.modules[type(model).__module__]
+    module: Any = sys.modules[type(model).__module__]
     original = getattr(module, "apply_rotary_pos_emb", None)
     tables = [m for m in model.modules() if isinstance(m, AngleTable)]
     if original is None or not tables:

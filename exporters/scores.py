@@ -1,4 +1,7 @@
-"""The scores by which a commit ranks a layer's rows, one pure function each. A new policy is one function and one row of SCORES."""
+"""The scores by which a commit ranks a layer's rows, one pure function each.
+
+A new policy is one function and one row of SCORES.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ def keydiff(keys: Tensor) -> Tensor:
 
 
 def sinks(keys: Tensor) -> Tensor:
-    """Score each row by its age: the newest stay, and what the policy protects (StreamingLLM, arXiv 2309.17453).
+    """Score each row by its age: the newest stay, and what the policy protects (StreamingLLM, arXiv
+    2309.17453).
 
     keys [KV,M,d] -> scores [KV,M].
     """

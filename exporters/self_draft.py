@@ -1,4 +1,4 @@
-"""A draft made of a target's own layers, until a trained one ships: the same checkpoint seen with fewer layers."""
+"""A draft made of a target's own layers, until a trained one ships: the checkpoint with fewer layers."""
 
 from __future__ import annotations
 

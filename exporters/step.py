@@ -1,9 +1,11 @@
-"""The step graph as an nn.Module around a Transformers decoder, and its trace: prefill, verify, decode and draft are widths of it.
+"""The step graph as an nn.Module around a Transformers decoder, and its trace: prefill, verify, decode and
+draft are widths of it.
 
     (tokens [1,S], positions [1,S], row [R], count [1], keys L x [1,KV,slots,d], values likewise)
       -> logits [1,R,V], new keys and values L x [1,KV,S,d]
 
-Knows nothing of ONNX and of devices. The same module runs eagerly (the oracle of `check`) and is traced without weights.
+Knows nothing of ONNX and of devices. The same module runs eagerly (the oracle of `check`) and is traced
+without weights.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class Step(nn.Module):
         if sorted(cache.new_keys) != list(range(self.layers)):
             missing = sorted(set(range(self.layers)) - set(cache.new_keys))
             raise InputError(
-                f"layers {missing} of {type(self.model).__name__} do not attend through Transformers' attention interface",
+                f"layers {missing} of {type(self.model).__name__} do not attend through Transformers' "
+                "attention interface",
                 "only decoders whose every layer is softmax attention can be exported",
             )
         order = range(self.layers)
@@ -75,7 +78,10 @@ def refuse_foreign(config: Any) -> None:
 
 
 def model_spec(config: Any) -> ModelSpec:
-    """A decoder's facts from its Transformers config; InputError names what the step graph cannot be built for."""
+    """A decoder's facts from its Transformers config.
+
+    InputError names what the step graph cannot be built for.
+    """
     refuse_foreign(config)
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     window = getattr(config, "sliding_window", None) or 0
@@ -108,7 +114,10 @@ SMALL = 1 << 16  # elements
 
 
 class LargeOnMeta(TorchFunctionMode):
-    """Large tensors get no data; small ones do, so that a model's constants (a scale, say) keep their values."""
+    """Large tensors get no data.
+
+    Small ones do, so that a model's constants (a scale, say) keep their values.
+    """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Send a factory call for more than SMALL elements to the meta device."""
@@ -147,7 +156,7 @@ def skeleton(config: Any) -> Skeleton:
 
 
 def prepare(model: nn.Module) -> nn.Module:
-    """Replace norms and rotary modules in place by what computes the same (recognise.py), and route attention to ours."""
+    """Replace norms and rotary modules by what computes the same (recognise.py); route attention to ours."""
     config = model.config
     for path, module in list(model.named_modules()):
         parent, _, leaf = path.rpartition(".")
@@ -173,7 +182,8 @@ def ready(model: nn.Module, spec: ModelSpec) -> Iterator[None]:
 
 
 def trace(model: nn.Module, spec: ModelSpec) -> torch.export.ExportedProgram:
-    """The step's program at width TRACED_WIDTH over two cache slots: no constant in it depends on a width or a cache.
+    """The step's program at width TRACED_WIDTH over two cache slots: no constant in it depends on a width
+    or a cache.
 
     The lowering sets the width and the slots; `model` comes from skeleton() or prepare().
     """

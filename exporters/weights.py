@@ -44,7 +44,7 @@ class Weights:
         shapes: dict[str, tuple[str, tuple[int, ...]]],
         make: Callable[[], dict[str, np.ndarray]],
     ) -> dict[str, ir.Value]:
-        """Initializers for a parameter's arrays (`shapes`: numpy type name and shape of each), placed at the first request."""
+        """A parameter's arrays as initializers (type and shape in `shapes`), placed when first used."""
         if key not in self.entries:
             self.entries[key] = Entry(
                 make,
@@ -71,7 +71,10 @@ class Weights:
         )
 
     def write(self, tick: Callable[[Any], None] = lambda key: None) -> None:
-        """Fill the file, one entry in memory at a time; `tick` is called with each entry's key once it is written."""
+        """Fill the file, one entry in memory at a time.
+
+        `tick` is called with each entry's key once it is written.
+        """
         with open(self.base / self.name, "wb") as file:
             file.truncate(self.size)
             for key, entry in self.entries.items():
@@ -80,7 +83,8 @@ class Weights:
                     array = np.asarray(arrays[part], order="C")
                     if array.nbytes != tensor.length or array.shape != tuple(tensor.shape):
                         raise MismatchError(
-                            f"{tensor.name} is {array.shape} of {array.nbytes} bytes, {tuple(tensor.shape)} was reserved",
+                            f"{tensor.name} is {array.shape} of {array.nbytes} bytes, "
+                            f"{tuple(tensor.shape)} was reserved",
                             "this is a fault of the exporter; please report the model's config",
                         )
                     file.seek(tensor.offset or 0)

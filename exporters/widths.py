@@ -1,4 +1,4 @@
-"""Do all widths of a model give a row the same bits? The property that keeps speculation lossless (design, section 4)."""
+"""Do all widths give a row the same bits? What keeps speculation lossless (design, section 4)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def disagreements(engine: Any, tokens: Sequence[int]) -> list[Disagreement]:
 def run(
     engine: Any, kind: str, width: int, tokens: list[int], bucket: int
 ) -> tuple[dict[int, np.ndarray], list[np.ndarray]]:
-    """Logits by position, and the filled cache rows, after absorbing the tokens through one graph in calls of its width."""
+    """Logits by position, and the filled rows, after absorbing the tokens in calls of one graph."""
     engine.reset(bucket)
     logits: dict[int, np.ndarray] = {}
     done = 0

@@ -1,6 +1,7 @@
 """Runs one model's graphs on ONNX Runtime and keeps its caches by the rules of design section 4.
 
-A call never writes what is not accepted; `accept` appends rows and commits when the cache is full. Knows nothing of text.
+A call never writes what is not accepted; `accept` appends rows and commits when the cache is full. Knows
+nothing of text.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ NUMPY = {"float32": np.float32, "int32": np.int32}
 
 
 class Engine:
-    """One model of a bundle: its graphs (opened when first called), its caches, and how far they are filled."""
+    """One model of a bundle: its graphs (opened when first called), its caches and their count."""
 
     def __init__(self, folder: Path, entry: ModelEntry, threads: int = 0) -> None:
         self.folder, self.entry, self.threads = folder, entry, threads
@@ -28,6 +29,7 @@ class Engine:
         self.sessions: dict[str, ort.InferenceSession] = {}
         self.bound: dict[str, tuple[Any, dict[str, np.ndarray]]] = {}
         self.pending: dict[str, np.ndarray] = {}
+        self.caches: dict[str, list[np.ndarray]] = {}
         self.bucket = 0
         self.reset()
 
@@ -37,7 +39,10 @@ class Engine:
         self._lay(bucket or self.cache.buckets[0])
 
     def close(self) -> None:
-        """Give back the memory of the graphs (ONNX Runtime keeps each one's weights); a call opens its graph again."""
+        """Give back the memory of the graphs (ONNX Runtime keeps each one's weights).
+
+        A call opens its graph again.
+        """
         self.sessions, self.bound, self.pending = {}, {}, {}
 
     @property
@@ -52,7 +57,8 @@ class Engine:
     def call(self, kind: str, tokens: Sequence[int], width: int | None = None) -> dict[str, np.ndarray]:
         """One graph call over these tokens, padded to the graph's width; the outputs that are not caches.
 
-        prefill gives the logits of the last valid row, every other kind of all rows. Nothing is accepted yet. InputError
+        prefill gives the logits of the last valid row, every other kind of all rows. Nothing is accepted
+        yet. InputError
         where the tokens would straddle a commit or leave the model's positions.
         """
         rows = len(tokens)
@@ -69,7 +75,8 @@ class Engine:
             )
         if self.position + rows > self.spec.positions:
             raise InputError(
-                f"position {self.position + rows} is beyond the {self.spec.positions} that {self.entry.source} was trained on",
+                f"position {self.position + rows} is beyond the {self.spec.positions} that "
+                f"{self.entry.source} was trained on",
                 "shorten the text, or truncate the conversation",
             )
         self._fit(self.count + rows)
@@ -120,16 +127,17 @@ class Engine:
         return best
 
     def require(self, tokens: int) -> None:
-        """InputError unless this many more tokens fit the model's positions and, without eviction, its cache."""
+        """InputError unless so many tokens fit the model's positions and, without eviction, its cache."""
         if self.position + tokens > self.spec.positions:
             raise InputError(
-                f"{self.position + tokens} tokens are more than the {self.spec.positions} positions that {self.entry.source} "
-                "was trained on",
+                f"{self.position + tokens} tokens are more than the {self.spec.positions} positions that "
+                f"{self.entry.source} was trained on",
                 "shorten the prompt, or generate fewer tokens",
             )
         if self.cache.policy == "none" and tokens > self.free:
             raise InputError(
-                f"{self.count + tokens} tokens are more than the {self.cache.slots} slots of a cache without eviction",
+                f"{self.count + tokens} tokens are more than the {self.cache.slots} slots of a cache "
+                "without eviction",
                 "export with --policy keydiff, or with a larger --budget",
             )
 
@@ -180,11 +188,8 @@ class Engine:
         }
         arrays: dict[str, np.ndarray] = {}
         for tensor in graph.inputs:
-            arrays[tensor.name] = (
-                caches.get(tensor.name)
-                if tensor.name in caches
-                else np.zeros(tensor.shape, NUMPY[tensor.dtype])
-            )
+            own = caches.get(tensor.name)
+            arrays[tensor.name] = np.zeros(tensor.shape, NUMPY[tensor.dtype]) if own is None else own
             bind(binding.bind_input, tensor.name, arrays[tensor.name])
         for tensor in graph.outputs:
             own = caches.get(tensor.name.removeprefix("new_"))

@@ -89,7 +89,10 @@ class Session:
             ) from error
 
     def generate(self, prompt: str, tokens: int = 128, raw: bool = False) -> Answer:
-        """Greedy text after the prompt. InputError where prompt and answer cannot fit the model's positions or cache."""
+        """Greedy text after the prompt.
+
+        InputError where prompt and answer cannot fit the model's positions or cache.
+        """
         ids = self.encode(prompt, raw)
         engine, stops = self.engine, set(self.bundle.manifest.tokenizer.stop_ids)
         engine.reset()
