@@ -203,6 +203,8 @@ class Engine:
             options = ort.SessionOptions()
             options.intra_op_num_threads = self.threads
             options.log_severity_level = 3
+            # Each graph has its own threads until the native runtime shares them: idle ones must not spin.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
             try:
                 self.sessions[graph.file] = ort.InferenceSession(
                     self.folder / graph.file, options, providers=["CPUExecutionProvider"]

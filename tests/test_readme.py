@@ -1,0 +1,56 @@
+"""The README promises only what exists: its commands parse, its files are there, its Python runs, its tree is the tree."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from edgespec.cli import _parser
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+SHELL = [line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
+COMMANDS = [line for line in SHELL if line]
+
+
+@pytest.mark.parametrize("line", [c for c in COMMANDS if c.startswith("edgespec ")])
+def test_every_edgespec_command_parses(line: str) -> None:
+    """A flag that was renamed makes this fail."""
+    values = vars(_parser().parse_args(shlex.split(line)[1:]))
+    assert values["command"].__name__ == shlex.split(line)[1]
+
+
+@pytest.mark.parametrize("line", [c for c in COMMANDS if c.startswith("scripts/")])
+def test_every_script_is_there_and_runs(line: str) -> None:
+    """Named scripts exist with their run bit."""
+    script = ROOT / shlex.split(line)[0]
+    assert script.is_file() and script.stat().st_mode & 0o100
+
+
+def test_no_command_is_of_another_kind() -> None:
+    """Every line of a shell block is covered by one of the tests above or is an installation."""
+    assert [c for c in COMMANDS if not c.startswith(("edgespec ", "scripts/", "pip install ", "optimum-cli export edgespec "))] == []
+
+
+def test_the_tree_is_the_top_level() -> None:
+    """The annotated tree names every folder, and only what exists."""
+    block = re.search(r"```text\n(.*?)```", TEXT, re.S)
+    assert block is not None
+    named = {line.split()[0].rstrip("/") for line in block.group(1).splitlines() if line and not line.startswith(" ")}
+    folders = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith((".", "out", "__", "build", "dist"))}
+    assert {f for f in folders if not f.endswith("egg-info")} == named
+
+
+def test_the_python_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snippet reads a manifest; it is given a small one."""
+    from tests.helpers.bundles import make
+
+    (snippet,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    make(tmp_path / "demo.bundle")
+    monkeypatch.chdir(tmp_path)
+    lines: list[str] = []
+    exec(compile(snippet, "README.md", "exec"), {"print": lambda *words: lines.append(" ".join(map(str, words)))})
+    assert lines[0].startswith("target")
