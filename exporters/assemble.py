@@ -221,7 +221,8 @@ def step_graph(
     job: Job, program: Program, source: Source, kind: str, width: int, bucket: int, folder: Path
 ) -> GraphSpec:
     """Lower one step graph and save it."""
-    target = Target(kind, width, bucket, job.cache, job.fused, job.head_ids, job.head_rows)
+    doubled = kind == "decode" and job.fused and FORMS[job.precision["linear"]].one_row_differs
+    target = Target(kind, width, bucket, job.cache, job.fused, job.head_ids, job.head_rows, doubled)
     model = Lowering(program, job.spec, source.storage(), target).run()
     size = f"-{width}" if kind == "verify" else ""
     cache = f"-{bucket}" if len(job.cache.buckets) > 1 else ""

@@ -48,6 +48,7 @@ class Int4Grid:
     """
 
     name = "int4"
+    one_row_differs = True  # a call of one row is cheaper computed as two from its start
 
     def parts(self, n: int, k: int) -> Layout:
         """Type and shape of each array of an [n,k] weight."""
@@ -115,6 +116,7 @@ class Int8Rows:
     """
 
     name = "int8"
+    one_row_differs = False
 
     def parts(self, n: int, k: int) -> Layout:
         """Type and shape of each array of an [n,k] weight."""
@@ -158,6 +160,8 @@ class Int8Rows:
 
 class Plain:
     """The weight itself, transposed, in the given float type; the arithmetic is float32."""
+
+    one_row_differs = False
 
     def __init__(self, name: str, dtype: str) -> None:
         self.name, self.dtype = name, dtype

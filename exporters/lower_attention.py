@@ -26,7 +26,7 @@ def rows_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
 
     Scores of cache and call are concatenated, never the keys.
     """
-    b, spec, width = low.b, low.spec, low.target.width
+    b, spec, width = low.b, low.spec, low.width
     query, key, value = (low.get(v) for v in node.inputs[:3])
     keys, values = low.inputs[f"keys_{layer}"], low.inputs[f"values_{layer}"]
     scale, window, softcap = (node.attributes[name].value for name in ("scale", "window", "softcap"))
@@ -55,7 +55,7 @@ def mask(low: Lowering, slots: int, window: int, group: int) -> ir.Value:
 
     With a window w the slot's distance to the row must stay under w; slots stand in order of position.
     """
-    b, width = low.b, low.target.width
+    b, width = low.b, low.width
     row, slot = np.arange(width, dtype=np.int32), np.arange(slots, dtype=np.int32)
     count = low.inputs["count"]
     filled = b.op(
@@ -78,7 +78,7 @@ def append_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
     copy lands on a slot beyond the count, which holds garbage by contract), so that decode gives the bits
     of a verify row.
     """
-    b, spec, width = low.b, low.spec, low.target.width
+    b, spec, width = low.b, low.spec, low.width
     scale, window, softcap = (node.attributes[name].value for name in ("scale", "window", "softcap"))
     attributes = {"softcap": softcap} if softcap else {}
     if window:
@@ -128,8 +128,8 @@ def positions(low: Lowering, rows: int) -> ir.Value:
 
     A doubled row stands twice at the same position.
     """
-    width = low.target.width
-    steps = np.arange(width, dtype=np.int32) if width > 1 else np.zeros(rows, np.int32)
+    width = low.width
+    steps = low.steps if width > 1 else np.zeros(rows, np.int32)
     return low.b.once(("positions", rows), lambda: low.b.op("Cast", low.places(steps), to=7))
 
 
@@ -183,7 +183,7 @@ def by_row(low: Lowering, value: ir.Value) -> ir.Value:
     """A value that the program holds as [1,H,S,d], as [1,S,H·d]; the model's transposes are undone."""
     node = value.producer()
     heads, dim = int(value.shape[1]), int(value.shape[3])
-    flat = low.b.const(np.array([1, low.target.width, heads * dim], np.int64))
+    flat = low.b.const(np.array([1, low.width, heads * dim], np.int64))
     if node is not None and node.op_type == "Rope":
         return low.rotate(node, by_row(low, node.inputs[0]), num_heads=heads)
     if node is not None and node.op_type == "Transpose" and tuple(node.attributes["perm"].value) == BY_ROW:

@@ -50,6 +50,9 @@ class Target:
     fused: bool
     head_ids: np.ndarray | None = None
     head_rows: int = 0
+    doubled: bool = (
+        False  # a one-row call computed as two equal rows, because a kernel rounds otherwise at one
+    )
 
 
 class Lowering:
@@ -58,6 +61,8 @@ class Lowering:
     def __init__(self, program: Program, spec: ModelSpec, storage: Storage, target: Target) -> None:
         self.program, self.spec, self.storage, self.target = program, spec, storage, target
         self.b = Builder()
+        self.width = 2 if target.doubled else target.width
+        self.steps = np.zeros(2, np.int32) if target.doubled else np.arange(target.width, dtype=np.int32)
         self.values: dict[ir.Value, ir.Value] = {}
         self.order = {node: i for i, node in enumerate(program.graph)}
         self.new_keys: dict[int, ir.Value] = {}
@@ -88,9 +93,10 @@ class Lowering:
     def feed(self, value: ir.Value) -> None:
         """The program's call inputs; its parameters are met where they are used."""
         if value.name == "tokens":
-            self.values[value] = self.inputs["tokens"]
+            ids = self.inputs["tokens"]
+            self.values[value] = self.b.op("Concat", ids, ids, axis=1) if self.target.doubled else ids
         elif value.name == "positions":
-            made = self.places(np.arange(self.target.width, dtype=np.int32))
+            made = self.places(self.steps)
             counted = any(node.op_type != "Embed" for node in value.consumers())
             self.values[value] = self.b.op("Cast", made, to=int(ir.DataType.INT64)) if counted else made
 
@@ -150,13 +156,11 @@ class Lowering:
         """x · Wᵀ in the weight's form; on a CPU all linears of one x are one product, split afterwards."""
         x, weight = node.inputs
         if weight.name in self.storage.head:
-            rows = 1 if self.target.kind == "prefill" else self.target.width
+            rows = 1 if self.target.kind == "prefill" or self.target.doubled else self.width
             self.values[node.outputs[0]] = self.product(x, (weight.name,), "head", rows)
             return
         names = self.packed(x) if self.target.fused else (weight.name,)
-        packed = self.b.once(
-            ("packed", x, names), lambda: self.product(x, names, "linear", self.target.width)
-        )
+        packed = self.b.once(("packed", x, names), lambda: self.product(x, names, "linear", self.width))
         if len(names) == 1:
             self.values[node.outputs[0]] = packed
             return
@@ -182,9 +186,7 @@ class Lowering:
         table, ids = node.inputs
         if table.name in self.storage.embedding:
             form, parts = self.storage.place(self.b, (table.name,), "embedding")
-            made = form.embed(
-                self.b, self.get(ids), parts, self.target.width, *self.program.shapes[table.name]
-            )
+            made = form.embed(self.b, self.get(ids), parts, self.width, *self.program.shapes[table.name])
         else:
             made = self.b.op("Gather", self.get(table), self.get(ids), axis=0)
         self.values[node.outputs[0]] = made
@@ -230,11 +232,13 @@ class Lowering:
         )
 
     def lower_take(self, node: ir.Node) -> None:
-        """Prefill wants the logits of one row; every other kind of all."""
+        """Prefill wants the logits of one row, a doubled call those of the first; every other kind of all."""
         x = self.get(node.inputs[0])
-        self.values[node.outputs[0]] = (
-            self.b.op("Gather", x, self.inputs["row"], axis=1) if self.target.kind == "prefill" else x
-        )
+        if self.target.kind == "prefill":
+            x = self.b.op("Gather", x, self.inputs["row"], axis=1)
+        elif self.target.doubled:
+            x = self.b.op("Gather", x, self.b.const(np.array([0], np.int64)), axis=1)
+        self.values[node.outputs[0]] = x
 
     def lower_attend(self, node: ir.Node) -> None:
         """The one attention operator, as the cache's contract has it."""
