@@ -1,4 +1,4 @@
-"""The README promises only what exists: its commands parse, its files are there, its Python runs, its tree is the tree."""
+"""The README promises only what exists: commands parse, files are there, its Python runs, its tree is the tree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from edgespec.cli import _parser
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-SHELL = [line.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
+SHELL = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S)
+    for line in block.splitlines()
+]
 COMMANDS = [line for line in SHELL if line]
 
 
@@ -32,15 +36,27 @@ def test_every_script_is_there_and_runs(line: str) -> None:
 
 def test_no_command_is_of_another_kind() -> None:
     """Every line of a shell block is covered by one of the tests above or is an installation."""
-    assert [c for c in COMMANDS if not c.startswith(("edgespec ", "scripts/", "pip install ", "optimum-cli export edgespec "))] == []
+    assert [
+        c
+        for c in COMMANDS
+        if not c.startswith(("edgespec ", "scripts/", "pip install ", "optimum-cli export edgespec "))
+    ] == []
 
 
 def test_the_tree_is_the_top_level() -> None:
     """The annotated tree names every folder, and only what exists."""
     block = re.search(r"```text\n(.*?)```", TEXT, re.S)
     assert block is not None
-    named = {line.split()[0].rstrip("/") for line in block.group(1).splitlines() if line and not line.startswith(" ")}
-    folders = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith((".", "out", "__", "build", "dist"))}
+    named = {
+        line.split()[0].rstrip("/")
+        for line in block.group(1).splitlines()
+        if line and not line.startswith(" ")
+    }
+    folders = {
+        p.name
+        for p in ROOT.iterdir()
+        if p.is_dir() and not p.name.startswith((".", "out", "__", "build", "dist"))
+    }
     assert {f for f in folders if not f.endswith("egg-info")} == named
 
 
@@ -52,5 +68,8 @@ def test_the_python_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     make(tmp_path / "demo.bundle")
     monkeypatch.chdir(tmp_path)
     lines: list[str] = []
-    exec(compile(snippet, "README.md", "exec"), {"print": lambda *words: lines.append(" ".join(map(str, words)))})
+    exec(
+        compile(snippet, "README.md", "exec"),
+        {"print": lambda *words: lines.append(" ".join(map(str, words)))},
+    )
     assert lines[0].startswith("target")
