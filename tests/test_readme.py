@@ -1,4 +1,4 @@
-"""The README promises only what exists: commands parse, files are there, its Python runs, its tree is the tree."""
+"""The README promises only what exists: its commands, its files, its Python and its tree."""
 
 from __future__ import annotations
 
