@@ -15,7 +15,8 @@ def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
     """
     from edgespec.bundle import creating, open_bundle
     from edgespec.exporters.assemble import export_model, manifest, save_tokenizer
-    from edgespec.exporters.plan import plan
+    from edgespec.exporters.calibrate import needed
+    from edgespec.exporters.plan import calibrated, plan
     from edgespec.exporters.widths import marked
 
     with progress.stage("checkpoints"):
@@ -23,6 +24,9 @@ def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
     with creating(config.output, config.force) as staging:
         entries, target = [], None
         for job in jobs:
+            if job.precision["linear"] == "int4" and needed(job.checkpoint):
+                with progress.stage(f"{job.name}: calibration") as advance:
+                    job = calibrated(config, job, advance)
             entry, source = export_model(job, staging.path, progress, target)
             target = target or source
             with progress.stage(f"{job.name}: widths agree?"):

@@ -19,7 +19,7 @@ from edgespec.bundle import Bundle
 from edgespec.errors import InputError
 from edgespec.exporters.checkpoint import DEMO, Checkpoint, open_checkpoint
 from edgespec.exporters.compare import Figures, compare, compare_evicting
-from edgespec.exporters.plan import default_text
+from edgespec.exporters.plan import shipped
 from edgespec.exporters.self_draft import draft_of
 from edgespec.exporters.widths import disagreements
 from edgespec.spec import GraphSpec, ModelEntry
@@ -97,7 +97,7 @@ def check(
                 check_widths(entry, engine(bundle.path, entry), [ids(prompt) for prompt in PROMPTS])
             )
     if not self_only:
-        words = Path(text).read_text(encoding="utf-8") if text else default_text()
+        words = Path(text).read_text(encoding="utf-8") if text else shipped("wikitext")
         for entry in bundle.manifest.models:
             with progress.stage(f"{entry.name}: numbers") as advance:
                 findings += check_numbers(bundle, entry, engine, ids(words), source, advance)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import torch
+from tokenizers import Tokenizer
 
 from edgespec.bundle import require_space
 from edgespec.config import ExportConfig
 from edgespec.errors import BackendError, InputError
 from edgespec.exporters.assemble import Job
+from edgespec.exporters.calibrate import calibrate
 from edgespec.exporters.checkpoint import DEMO, Checkpoint, open_checkpoint, vocabularies_differ
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.head import by_frequency, from_file
@@ -23,6 +28,7 @@ HEAD_FORM = {
     "int4": {"cpu": "int8", "npu": "fp16"}
 }  # rounding the head to int4 alone costs more than the whole rest
 DRAFT_LAYERS = 2
+CALIBRATION_WINDOW, CALIBRATION_WINDOWS = 512, 32
 WORKING_SET = 1.5e9  # bytes: the libraries, a trace, and the copies of one parameter while it is encoded
 
 
@@ -54,16 +60,33 @@ def draft_job(config: ExportConfig, target: Job) -> Job:
     if config.draft_vocab:
         ids = from_file(Path(config.draft_vocab), tokens.tokenizer_json, tokens.stop_ids, vocab)
     else:
-        text = Path(config.text).read_text(encoding="utf-8") if config.text else default_text()
-        ids = by_frequency(tokens.tokenizer_json, tokens.stop_ids, text, min(config.draft_rows, vocab), vocab)
+        rows = min(config.draft_rows, vocab)
+        ids = by_frequency(tokens.tokenizer_json, tokens.stop_ids, choice_text(config), rows, vocab)
     cache = cache_spec(config, spec, "draft", checkpoint.source)
     head: np.ndarray | None = None if len(ids) == spec.vocab else ids
     return Job("draft", checkpoint, spec, cache, target.precision, (), target.fused, head)
 
 
-def default_text() -> str:
-    """The text that ships with the package, part of WikiText-2 (test): token frequencies and checks."""
-    return files("edgespec.exporters").joinpath("wikitext.txt").read_text(encoding="utf-8")
+def shipped(name: str) -> str:
+    """A text of the package: `wikitext` (WikiText-2 test: checks) or `calibration` (validation: choices)."""
+    return files("edgespec.exporters").joinpath(f"{name}.txt").read_text(encoding="utf-8")
+
+
+def choice_text(config: ExportConfig) -> str:
+    """The text for token frequencies and calibration: never the one that `check` measures on."""
+    return Path(config.text).read_text(encoding="utf-8") if config.text else shipped("calibration")
+
+
+def calibrated(config: ExportConfig, job: Job, advance: Callable[[int, int], None]) -> Job:
+    """The job with GPTQ's grids, where it stores linears in int4 and its checkpoint is on no grid."""
+    ids = Tokenizer.from_str(job.checkpoint.tokenizer.tokenizer_json.decode())
+    tokens = ids.encode(choice_text(config), add_special_tokens=False).ids
+    length = min(CALIBRATION_WINDOW, job.spec.positions, len(tokens))
+    if not length:
+        raise InputError("the calibration text is empty", "give a text of a few thousand words with --text")
+    count = min(len(tokens) // length, CALIBRATION_WINDOWS)
+    windows = torch.tensor(tokens[: count * length]).reshape(count, length)
+    return replace(job, grids=calibrate(job.checkpoint, windows, advance))
 
 
 def cache_spec(config: ExportConfig, spec: ModelSpec, name: str, source: str) -> CacheSpec:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from edgespec.bundle import Bundle
 from edgespec.config import ExportConfig
 from edgespec.exporters import export
-from edgespec.exporters.plan import default_text
+from edgespec.exporters.plan import shipped
 from edgespec.progress import Progress
 from edgespec.runtime.engine import Engine
 from tests.helpers.absorb import End, Move, by_moves, one_by_one
@@ -35,7 +35,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def prompts(bundle: Bundle) -> list[list[int]]:
     """Two chats, one of them with a long text before the question, and the middle of an article."""
     tokenizer = Tokenizer.from_file(str(bundle.path / bundle.manifest.tokenizer.tokenizer))
-    article = default_text()[5000:7000]
+    article = shipped("wikitext")[5000:7000]
     texts = [CHAT.format(QUESTIONS[0]), CHAT.format(article + "\n" + QUESTIONS[1]), article]
     return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
 
