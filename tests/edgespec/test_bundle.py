@@ -275,7 +275,7 @@ SENSE = [
     ((*DRAFT, "name"), "target", "must be one target and at most one draft"),
     ((*TARGET, "weights"), "other.bin", "manifest names 'other.bin', which manifest.files lacks"),
     ((*TARGET, "precision", "linear"), "int2", "precision.linear: 'int2' is none of"),
-    ((*TARGET, "precision"), {"norm": "fp32"}, "'norm' is none of linear, head, embedding"),
+    ((*TARGET, "precision"), {"norm": "fp32"}, "'norm' is none of linear, ends, head, embedding"),
     ((*TARGET, "head_rows"), 101, "head_rows: is 101, not 1 to the vocabulary 100"),
     ((*TARGET, "spec", "layers"), 2**40, "layers: is 1099511627776, not 1 to 1024"),
     ((*TARGET, "spec", "layers"), 3, "windows: are 2, not one for each of 3 layers"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from edgespec.config import ExportConfig
 from edgespec.errors import InputError
 from edgespec.exporters import export
 from edgespec.exporters.calibrate import calibrate, gptq, grid_of, needed
-from edgespec.exporters.checkpoint import Checkpoint, Grid, open_checkpoint
+from edgespec.exporters.checkpoint import Checkpoint, Grid, layer_of, open_checkpoint
 from edgespec.exporters.forms import nearest_grid
 from edgespec.progress import Progress
 from edgespec.runtime.engine import Engine
@@ -84,7 +85,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def test_every_linear_of_the_layers_is_calibrated_and_the_model_keeps_closer(source: Checkpoint) -> None:
     tokens = torch.randint(0, 250, (8, 32), generator=torch.Generator().manual_seed(5))
     seen: list[tuple[int, int]] = []
-    grids = calibrate(source, tokens, lambda done, total: seen.append((done, total)))
+    grids = calibrate(source, tokens, lambda name: True, lambda done, total: seen.append((done, total)))
     layers = source.config.num_hidden_layers
     assert len(grids) == 7 * layers
     assert seen[-1] == (layers, layers)
@@ -107,10 +108,17 @@ def test_a_checkpoint_on_its_own_grid_needs_nothing(source: Checkpoint, tmp_path
     write_gguf(tmp_path / "model.gguf", tiny_model("llama"))
     own = open_checkpoint(str(tmp_path / "model.gguf"))
     assert not needed(own)
-    assert calibrate(own, torch.zeros(1, 8, dtype=torch.int64), lambda done, total: None) == {}
+    assert (
+        calibrate(own, torch.zeros(1, 8, dtype=torch.int64), lambda name: True, lambda done, total: None)
+        == {}
+    )
 
 
-def test_export_calibrates_and_refuses_an_empty_text(source: Checkpoint, tmp_path: Path) -> None:
+def test_export_calibrates_and_refuses_an_empty_text(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    config = tiny.family_config("qwen3", num_hidden_layers=4)
+    source = tiny.checkpoint(tmp_path_factory.mktemp("four") / "model", tiny.trained_like(config, 0))
     folder = str(source.weights.files[0].parent)
     given = dict(budget=32, block=16, widths=(2,), weights="int4", sinks=2, recent=4)
     text = tmp_path / "text.txt"
@@ -120,7 +128,17 @@ def test_export_calibrates_and_refuses_an_empty_text(source: Checkpoint, tmp_pat
         Progress(quiet=True),
         Engine,
     )  # type: ignore[arg-type]
-    assert bundle.model("target").precision["linear"] == "int4"
+    assert bundle.model("target").precision == {
+        "linear": "int4", "ends": "int8", "head": "int8", "embedding": "int8"
+    }  # fmt: skip
+    graph = onnx.load(tmp_path / "a.bundle" / "target-verify-2.onnx", load_external_data=False).graph
+    sizes = {init.name: list(init.dims) for init in graph.initializer if init.name.endswith(".codes")}
+    layers = source.config.num_hidden_layers
+    for name, dims in sizes.items():  # int4 codes are [n, blocks, 16], int8 codes [k, n]
+        assert (len(dims) == 3) == (layer_of(name) in range(1, layers - 1)), name
+    assert sum(len(dims) == 3 for dims in sizes.values()) == 4 * (
+        layers - 2
+    )  # q, k, v and gate, up are packed
     text.write_text("")
     with pytest.raises(InputError, match="the calibration text is empty"):
         export(
