@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import stat
+import struct
 from io import BufferedReader
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def check_folder(folder: Path, manifest: Manifest) -> None:
             raise BundleError(
                 f"{folder / name} has {size} bytes, not {entry.bytes}", f"{REMAKE}, or copy it again"
             )
+    check_head_ids(folder, manifest)
     for root, inside, files in os.walk(folder):
         place = Path(root).relative_to(folder)
         for extra in sorted(
@@ -66,6 +68,20 @@ def check_folder(folder: Path, manifest: Manifest) -> None:
             | {n for n in inside if str(place / n) not in folders}
         ):
             raise BundleError(f"{str(Path(root) / extra)!a} is not part of the bundle", "remove it")
+
+
+def check_head_ids(folder: Path, manifest: Manifest) -> None:
+    """A trimmed head has one token id of the vocabulary for each row."""
+    for model in manifest.models:
+        if not model.head_ids:
+            continue
+        path = folder / model.head_ids
+        if manifest.files[model.head_ids].bytes != 4 * model.head_rows:
+            raise BundleError(f"{path} does not hold {model.head_rows} ids of 4 bytes", REMAKE)
+        with open_regular(path) as file:
+            ids = struct.unpack(f"<{model.head_rows}i", file.read(4 * model.head_rows))
+        if ids and not 0 <= min(ids) <= max(ids) < model.spec.vocab:
+            raise BundleError(f"{path} holds an id outside the vocabulary of {model.spec.vocab}", REMAKE)
 
 
 def check_hashes(folder: Path, manifest: Manifest) -> None:

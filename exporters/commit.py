@@ -76,6 +76,14 @@ def commit_graph(spec: ModelSpec, cache: CacheSpec, file: str) -> tuple[ir.Model
     model = program.model
     if append:
         model.graph.inputs.pop(1)
+    for noted in (
+        model,
+        model.graph,
+        *model.graph,
+        *model.graph.inputs,
+        *(v for n in model.graph for v in n.outputs),
+    ):
+        noted.metadata_props.clear()  # the exporter's notes: stack traces, with this machine's paths
     kept = (1, spec.kv_heads, cache.budget, spec.head_dim)
     outputs = [TensorSpec("keep", "int32", (spec.kv_heads, cache.budget))]
     outputs += [TensorSpec(name, "float32", kept) for name in names[1:]]

@@ -19,7 +19,8 @@ def keydiff(keys: Tensor) -> Tensor:
     KeyDiff (arXiv 2504.15364, equation 6): s_j = -cos(k_j, mean_i k_i/‖k_i‖), the mean over all M rows.
     keys [KV,M,d] after RoPE -> scores [KV,M].
     """
-    unit = keys * torch.rsqrt(keys.pow(2).sum(-1, keepdim=True).clamp(min=TINY))
+    small = keys / 16  # or the square of a key of length 256 leaves the range of an NPU's fp16
+    unit = small * torch.rsqrt(small.pow(2).sum(-1, keepdim=True).clamp(min=TINY))
     anchor = unit.mean(1, keepdim=True)
     anchor = anchor * torch.rsqrt(anchor.pow(2).sum(-1, keepdim=True).clamp(min=TINY))
     return -(unit * anchor).sum(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -222,6 +223,23 @@ def test_damaged_files(tmp_path: Path) -> None:
     refused(bundle.path, "target.weights has 6 bytes, not 14")
     weights.unlink()
     refused(bundle.path, "target.weights is missing")
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ((1, 2, 3), "does not hold 100 ids of 4 bytes"),
+        ((*range(99), 100), "an id outside the vocabulary of 100"),
+        ((*range(99), -1), "an id outside the vocabulary of 100"),
+    ],
+)
+def test_ids_of_a_trimmed_head(tmp_path: Path, ids: tuple[int, ...], message: str) -> None:
+    target, draft = (what := manifest()).models
+    with pytest.raises(BundleError, match=message), creating(tmp_path / "x.bundle") as staging:
+        fill(staging.path, what)
+        (staging.path / "head.ids").write_bytes(struct.pack(f"<{len(ids)}i", *ids))
+        staging.finish(replace(what, models=(target, replace(draft, head_ids="head.ids"))))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unlisted_files(tmp_path: Path) -> None:
