@@ -1,0 +1,177 @@
+// ONNX Runtime behind the backend interface: its C API, one pool of threads, every weight mapped once.
+
+#include <fcntl.h>
+#include <onnxruntime_c_api.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <map>
+#include <tuple>
+
+#include "backend.h"
+#include "error.h"
+#include "onnx_table.h"
+
+namespace edgespec {
+namespace {
+
+constexpr uint32_t API_VERSION = 17;  // the oldest that has all we call; newer libraries serve it too
+const OrtApi* api = nullptr;
+
+void check(OrtStatus* status, const std::string& doing) {
+    if (!status) return;
+    std::string message = api->GetErrorMessage(status);
+    api->ReleaseStatus(status);
+    throw Error("ONNX Runtime cannot " + doing + ": " + message.substr(0, message.find('\n')), "run edgespec check on the bundle");
+}
+
+// A read-only file in memory, paged in as it is used.
+class Mapping {
+  public:
+    explicit Mapping(const std::string& path) {
+        const int file = ::open(path.c_str(), O_RDONLY | O_NOFOLLOW);
+        struct stat found {};
+        if (file >= 0 && fstat(file, &found) == 0 && S_ISREG(found.st_mode)) size_ = size_t(found.st_size);
+        void* at = file < 0 || size_ == 0 ? MAP_FAILED : mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
+        if (file >= 0) ::close(file);
+        if (at == MAP_FAILED) throw Error(path + " cannot be read", "copy the bundle again");
+        data_ = static_cast<uint8_t*>(at);
+    }
+    ~Mapping() { munmap(data_, size_); }
+    Mapping(const Mapping&) = delete;
+    Mapping& operator=(const Mapping&) = delete;
+
+    uint8_t* data() const { return data_; }
+    size_t size() const { return size_; }
+
+  private:
+    uint8_t* data_ = nullptr;
+    size_t size_ = 0;
+};
+
+size_t element_bytes(int type) {
+    switch (type) {
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32: return 4;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return 2;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64: return 8;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8: case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8: return 1;
+        default: throw Error("a weight has an element type that is not read: " + std::to_string(type), "update edgespec");
+    }
+}
+
+class OnnxCall : public Call {
+  public:
+    OnnxCall(OrtSession* session, OrtMemoryInfo* memory, const std::vector<Buffer>& inputs, const std::vector<Buffer>& outputs)
+        : session_(session) {
+        check(api->CreateIoBinding(session, &binding_), "bind buffers");
+        for (const Buffer& b : inputs) check(api->BindInput(binding_, b.spec->name.c_str(), value(memory, b)), "bind " + b.spec->name);
+        for (const Buffer& b : outputs) check(api->BindOutput(binding_, b.spec->name.c_str(), value(memory, b)), "bind " + b.spec->name);
+    }
+    ~OnnxCall() override {
+        api->ReleaseIoBinding(binding_);
+        for (OrtValue* v : values_) api->ReleaseValue(v);
+    }
+    void run() override { check(api->RunWithBinding(session_, nullptr, binding_), "run a graph"); }
+
+  private:
+    OrtValue* value(OrtMemoryInfo* memory, const Buffer& b) {
+        OrtValue* made = nullptr;
+        const auto type = b.spec->type == Type::int32 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+        check(api->CreateTensorWithDataAsOrtValue(memory, b.data, size_t(b.spec->elements()) * 4, b.spec->shape.data(), b.spec->shape.size(), type, &made), "wrap a buffer");
+        values_.push_back(made);
+        return made;
+    }
+
+    OrtSession* session_;
+    OrtIoBinding* binding_ = nullptr;
+    std::vector<OrtValue*> values_;
+};
+
+class OnnxGraph : public Graph {
+  public:
+    OnnxGraph(OrtSession* session, OrtMemoryInfo* memory) : session_(session), memory_(memory) {}
+    ~OnnxGraph() override { api->ReleaseSession(session_); }
+    std::unique_ptr<Call> bind(const std::vector<Buffer>& inputs, const std::vector<Buffer>& outputs) override {
+        return std::make_unique<OnnxCall>(session_, memory_, inputs, outputs);
+    }
+
+  private:
+    OrtSession* session_;
+    OrtMemoryInfo* memory_;
+};
+
+class OnnxBackend : public Backend {
+  public:
+    OnnxBackend(std::string folder, const OnnxOptions& options) : folder_(std::move(folder)), options_(options) {
+        if (!api) api = OrtGetApiBase()->GetApi(API_VERSION);
+        if (!api) throw Error("the ONNX Runtime library is older than 1.17", "install the version that edgespec pins");
+        OrtThreadingOptions* threading = nullptr;
+        check(api->CreateThreadingOptions(&threading), "start");
+        check(api->SetGlobalIntraOpNumThreads(threading, options.threads), "set its threads");
+        check(api->SetGlobalInterOpNumThreads(threading, 1), "set its threads");
+        check(api->CreateEnvWithGlobalThreadPools(ORT_LOGGING_LEVEL_ERROR, "edgespec", threading, &env_), "start");
+        api->ReleaseThreadingOptions(threading);
+        check(api->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory_), "start");
+        check(api->CreatePrepackedWeightsContainer(&prepacked_), "start");
+    }
+    ~OnnxBackend() override {
+        for (auto& [key, value] : weights_) api->ReleaseValue(value);
+        api->ReleasePrepackedWeightsContainer(prepacked_);
+        api->ReleaseMemoryInfo(memory_);
+        api->ReleaseEnv(env_);
+    }
+
+    std::unique_ptr<Graph> open(const std::string& file) override {
+        const std::string path = folder_ + "/" + file;
+        OrtSessionOptions* options = nullptr;
+        check(api->CreateSessionOptions(&options), "make session options");
+        const std::unique_ptr<OrtSessionOptions, void (*)(OrtSessionOptions*)> owned(options, api->ReleaseSessionOptions);
+        check(api->DisablePerSessionThreads(options), "share its threads");
+        // The arena keeps the largest call's scratch for every graph; the system's allocator gives it back.
+        check(api->DisableCpuMemArena(options), "set the allocator");
+        if (!options_.prepack) check(api->AddSessionConfigEntry(options, "session.disable_prepacking", "1"), "set prepacking");
+        const Mapping model(path);
+        for (const External& array : external_arrays(model.data(), model.size()))
+            check(api->AddInitializer(options, array.name.c_str(), weight(array)), "share " + array.name);
+        OrtSession* session = nullptr;
+        check(api->CreateSessionWithPrepackedWeightsContainer(env_, path.c_str(), options, prepacked_, &session), "open " + file);
+        return std::make_unique<OnnxGraph>(session, memory_);
+    }
+
+  private:
+    // The one value of an array of a data file, over the file's mapping.
+    OrtValue* weight(const External& array) {
+        if (array.file.empty() || array.file[0] == '.' || array.file.find('/') != std::string::npos)
+            throw Error("a graph's weights lie outside the bundle", "use a bundle as edgespec export made it");
+        auto& file = files_[array.file];
+        if (!file) file = std::make_unique<Mapping>(folder_ + "/" + array.file);
+        const uint64_t element = element_bytes(array.type);
+        uint64_t bytes = element;
+        for (const int64_t size : array.shape)
+            if (size < 0 || __builtin_mul_overflow(bytes, uint64_t(size), &bytes)) throw Error(array.name + " has an impossible shape", "export the bundle again");
+        if (uint64_t(array.bytes) != bytes || uint64_t(array.offset) % element || uint64_t(array.offset) > file->size() || bytes > file->size() - uint64_t(array.offset))
+            throw Error(array.name + " does not lie inside " + array.file, "copy the bundle again, or export it again");
+        OrtValue*& value = weights_[{array.file, array.type, array.offset, array.shape}];
+        if (!value)
+            check(api->CreateTensorWithDataAsOrtValue(memory_, file->data() + array.offset, bytes, array.shape.data(), array.shape.size(), ONNXTensorElementDataType(array.type), &value), "map " + array.name);
+        return value;
+    }
+
+    std::string folder_;
+    OnnxOptions options_;
+    OrtEnv* env_ = nullptr;
+    OrtMemoryInfo* memory_ = nullptr;
+    OrtPrepackedWeightsContainer* prepacked_ = nullptr;
+    std::map<std::string, std::unique_ptr<Mapping>> files_;
+    std::map<std::tuple<std::string, int, int64_t, std::vector<int64_t>>, OrtValue*> weights_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> onnx_backend(const std::string& folder, const OnnxOptions& options) {
+    return std::make_unique<OnnxBackend>(folder, options);
+}
+
+}  // namespace edgespec

@@ -1,0 +1,94 @@
+#include "cache.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "error.h"
+
+namespace edgespec {
+
+Cache::Cache(const ModelEntry& model) : model_(model) {
+    for (const int bucket : model.buckets) {
+        int64_t rows = 0;
+        for (const GraphSpec& g : model.graphs)
+            if (g.kind != "commit" && g.bucket == bucket)
+                for (const TensorSpec& t : g.inputs)
+                    if (t.name == "keys_0") rows = t.shape[2];
+        rows_.push_back(rows);
+    }
+    size_ = *std::max_element(rows_.begin(), rows_.end()) * model.kv_heads * model.head_dim;
+    data_ = std::make_unique<float[]>(size_t(2 * model.layers * size_));  // zeros: a masked row must be finite
+}
+
+bool Cache::fit(int rows) {
+    size_t bucket = bucket_;
+    while (bucket + 1 < rows_.size() && model_.buckets[bucket] + model_.block < rows) ++bucket;
+    if (bucket == bucket_) return false;
+    if (rows_[bucket] != rows_[bucket_]) relay(rows_[bucket_], rows_[bucket]);
+    bucket_ = bucket;
+    return true;
+}
+
+void Cache::relay(int64_t from, int64_t to) {
+    const int64_t d = model_.head_dim;
+    for (int layer = 0; layer < 2 * model_.layers; ++layer)
+        for (int head = model_.kv_heads - 1; head > 0; --head) {  // from the last: heads move apart
+            float* buffer = data_.get() + layer * size_;
+            std::memmove(buffer + head * to * d, buffer + head * from * d, size_t(count_ * d) * sizeof(float));
+        }
+}
+
+void Cache::append(int rows, int width, const float* new_keys, const float* new_values) {
+    if (new_keys) {
+        const int64_t d = model_.head_dim;
+        for (int values = 0; values < 2; ++values)
+            for (int layer = 0; layer < model_.layers; ++layer)
+                for (int head = 0; head < model_.kv_heads; ++head) {
+                    const float* from = (values ? new_values : new_keys) + (int64_t(layer) * model_.kv_heads + head) * width * d;
+                    std::memcpy(buffer(values, layer) + (head * this->rows() + count_) * d, from, size_t(rows * d) * sizeof(float));
+                }
+    }
+    count_ += rows;
+    position_ += rows;
+}
+
+void Cache::keep(int layer, const int32_t* keep) {
+    const int64_t d = model_.head_dim, n = model_.budget;
+    for (int head = 0; head < model_.kv_heads; ++head) {
+        for (int64_t i = 0; i < n; ++i) {
+            const int64_t from = keep ? keep[head * n + i] : model_.block + i;
+            if (from < i || from >= model_.slots() || (keep && i && from <= keep[head * n + i - 1]))
+                throw Error("the commit graph chose rows that are not in order", "export the bundle again");
+            if (from == i) continue;
+            for (int values = 0; values < 2; ++values) {
+                float* at = buffer(values, layer) + head * rows() * d;
+                std::memmove(at + i * d, at + from * d, size_t(d) * sizeof(float));
+            }
+        }
+    }
+}
+
+void Cache::save(std::vector<float>& out) const {
+    const int64_t d = model_.head_dim;
+    out.clear();
+    out.reserve(size_t(row_floats() * count_));
+    for (int layer = 0; layer < 2 * model_.layers; ++layer)
+        for (int head = 0; head < model_.kv_heads; ++head) {
+            const float* from = data_.get() + layer * size_ + head * rows() * d;
+            out.insert(out.end(), from, from + count_ * d);
+        }
+}
+
+void Cache::load(const std::vector<float>& rows, int count, int position) {
+    clear();
+    fit(count);
+    const int64_t d = model_.head_dim;
+    const float* from = rows.data();
+    for (int layer = 0; layer < 2 * model_.layers; ++layer)
+        for (int head = 0; head < model_.kv_heads; ++head, from += count * d)
+            std::memcpy(data_.get() + layer * size_ + head * this->rows() * d, from, size_t(count * d) * sizeof(float));
+    count_ = count;
+    position_ = position;
+}
+
+}  // namespace edgespec

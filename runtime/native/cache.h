@@ -1,0 +1,54 @@
+// A model's key-value cache in a session: fixed buffers, how far they are filled, and what leaves them.
+// Design section 4: rows are only ever appended by a call and moved by a commit.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "manifest.h"
+
+namespace edgespec {
+
+class Cache {
+  public:
+    explicit Cache(const ModelEntry& model);
+
+    float* buffer(bool values, int layer) const { return data_.get() + (int64_t(values) * model_.layers + layer) * size_; }
+    int bucket() const { return model_.buckets[bucket_]; }
+    int bucket_index() const { return int(bucket_); }
+    int64_t rows() const { return rows_[bucket_]; }  // of every head's buffer: slots, and under `append` the widest call's rows
+    int count() const { return count_; }
+    int position() const { return position_; }
+    int free() const { return model_.slots() - count_; }  // rows before a commit; no call may hold more
+    bool evicted() const { return position_ != count_; }
+    int64_t bytes() const { return 2 * int64_t(model_.layers) * size_ * int64_t(sizeof(float)); }
+    int64_t row_floats() const { return 2 * int64_t(model_.layers) * model_.kv_heads * model_.head_dim; }
+
+    void clear() { count_ = position_ = 0, bucket_ = 0; }
+    // Re-lay for the smallest bucket whose slots hold this many rows; true where the layout changed.
+    bool fit(int rows);
+    // Count `rows` rows of the last call as filled; under `rows` copy them from [L,KV,width,d].
+    void append(int rows, int width, const float* new_keys, const float* new_values);
+    // Forget the newest rows: those that a draft model absorbed and the target refused.
+    void roll_back(int rows) { count_ -= rows, position_ -= rows; }
+    // Keep the rows `keep` [KV,N] (ascending) of one layer; null keeps the newest N. Then `committed` once for all layers.
+    void keep(int layer, const int32_t* keep);
+    void committed() { count_ = model_.budget; }
+
+    // The filled rows, layer by layer and head by head: [K|V, L, KV, count, d].
+    void save(std::vector<float>& out) const;
+    void load(const std::vector<float>& rows, int count, int position);
+
+  private:
+    void relay(int64_t from, int64_t to);
+
+    const ModelEntry& model_;
+    std::vector<int64_t> rows_;
+    int64_t size_;  // floats of one layer's buffer in the largest bucket
+    std::unique_ptr<float[]> data_;
+    size_t bucket_ = 0;
+    int count_ = 0, position_ = 0;
+};
+
+}  // namespace edgespec

@@ -1,0 +1,54 @@
+#include "costs.h"
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "error.h"
+
+namespace edgespec {
+
+int Costs::width_for(int rows) const {
+    int best = 0;
+    for (const auto& [width, cost] : verify)
+        if (width >= rows && (best == 0 || cost < verify.at(best))) best = width;
+    return best;
+}
+
+Costs default_costs(const Manifest& bundle) {
+    Costs out;
+    const ModelEntry& target = *bundle.model("target");
+    const double more = bundle.device == "cpu" ? 0.1 : 0.01;
+    const std::vector<int> widths = target.widths("verify");
+    // Where widths differ in their last bits, every call has one width, or speculation would change the text.
+    for (const int width : widths)
+        if (target.widths_agree || width == widths.back()) out.verify[width] = 1 + more * (width - 1);
+    if (target.widths_agree && !target.widths("decode").empty()) out.verify[1] = 1;
+    if (const ModelEntry* draft = bundle.model("draft"))
+        out.draft = double(draft->bytes_weights) / double(std::max<int64_t>(1, target.bytes_weights));
+    return out;
+}
+
+Costs read_costs(const std::string& file, const Manifest& bundle) {
+    const char* const hint = "measure it again: edgespec tune BUNDLE";
+    std::ifstream in(file);
+    if (!in) throw Error(file + " cannot be read", hint);
+    const auto data = nlohmann::json::parse(in, nullptr, false);
+    Costs out = default_costs(bundle);
+    out.name = file.substr(file.rfind('/') + 1);
+    const auto cost = [&](const nlohmann::json& value) {
+        const double us = value.is_number() ? value.get<double>() : -1;
+        if (!(us > 0) || !std::isfinite(us)) throw Error(file + " holds a cost that is no positive number", hint);
+        return us;
+    };
+    if (!data.is_object() || !data.contains("verify") || !data["verify"].is_object()) throw Error(file + " is no table of call costs", hint);
+    for (auto& [width, us] : out.verify) {
+        const std::string key = std::to_string(width);
+        if (!data["verify"].contains(key)) throw Error(file + " lacks the cost of width " + key, hint);
+        us = cost(data["verify"][key]);
+    }
+    if (bundle.model("draft")) out.draft = cost(data.value("draft", nlohmann::json()));
+    return out;
+}
+
+}  // namespace edgespec

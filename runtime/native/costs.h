@@ -1,0 +1,27 @@
+// What a call costs at each width: a frozen table, never a live clock, so that a seed repeats its text and trace.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "manifest.h"
+
+namespace edgespec {
+
+struct Costs {
+    std::string name = "default";
+    std::map<int, double> verify;  // by width, 1 is decode; only ratios matter
+    double draft = 0;              // one call of the draft's step graph
+
+    // The cheapest target call that holds so many rows; 0 where none does.
+    int width_for(int rows) const;
+    double of(int rows) const { return verify.at(width_for(rows)); }
+};
+
+// A guess without measurement: a call costs its weight bytes, and on a CPU a tenth more for every further row.
+Costs default_costs(const Manifest& bundle);
+
+// The table in a file that `tune` made, refused where it does not fit the bundle.
+Costs read_costs(const std::string& file, const Manifest& bundle);
+
+}  // namespace edgespec

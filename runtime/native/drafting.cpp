@@ -1,0 +1,52 @@
+#include "drafting.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace edgespec {
+
+Lookup look_up(const std::vector<int>& text, int most_drafts, int least, int most) {
+    Lookup best;
+    const int n = int(text.size());
+    for (int end = n - 1; end >= least && most_drafts > 0; --end) {  // text[..end) ends an earlier place
+        int same = 0;
+        while (same < most && same < end && text[size_t(end - 1 - same)] == text[size_t(n - 1 - same)]) ++same;
+        if (same < least || same <= best.matched) continue;
+        best.matched = same;
+        best.drafts.clear();
+        for (int i = 0; i < most_drafts; ++i)  // a text that repeats itself goes on doing so
+            best.drafts.push_back(end + i < n ? text[size_t(end + i)] : best.drafts[size_t(end + i - n)]);
+        if (same == most) break;
+    }
+    return best;
+}
+
+void Acceptance::learn(int accepted, int drafted) {
+    const int tried = std::min(drafted, accepted + 1);  // those after the first refusal were never judged
+    for (int i = 0; i < tried; ++i) {
+        accepted_ = accepted_ * DECAY + (i < accepted);
+        tried_ = tried_ * DECAY + 1;
+    }
+}
+
+int best_length(const Costs& costs, double a, double draft, double extra, int most) {
+    int best = 0;
+    double rate = 1 / costs.of(1), expected = 1, power = 1;
+    for (int g = 1; g <= most; ++g) {
+        expected += power *= a;
+        const double r = expected / (costs.of(g + 1) + g * draft + extra);
+        if (r > rate) best = g, rate = r;
+    }
+    return best;
+}
+
+bool AdaEdl::stops(double entropy) const { return 1 - std::sqrt(GAMMA * std::max(0.0, entropy)) < lambda_; }
+
+void AdaEdl::learn(int accepted, int drafted, int cap) {
+    if (drafted == 0) return;
+    acceptance_ = 0.5 * acceptance_ + 0.5 * accepted / drafted;
+    const double wanted = acceptance_ < TARGET ? lambda_ + 0.01 : accepted != cap ? lambda_ - 0.01 : lambda_;
+    lambda_ = 0.9 * lambda_ + 0.1 * wanted;
+}
+
+}  // namespace edgespec

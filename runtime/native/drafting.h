@@ -1,0 +1,53 @@
+// Who drafts how many tokens: prompt lookup, and the rules that stop a draft. Knows counts and probabilities, no graphs.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "costs.h"
+
+namespace edgespec {
+
+enum class Rule { cost, adaedl, confidence, fixed };
+
+struct Lookup {
+    int matched = 0;         // tokens of the text's end that occurred before
+    std::vector<int> drafts; // what followed them
+};
+
+// Prompt lookup: the latest earlier place of the longest end (`least` to `most` tokens) of the text.
+Lookup look_up(const std::vector<int>& text, int most_drafts, int least = 2, int most = 5);
+
+// How likely a drafted token is accepted: successes over trials, both decayed, drawn to a prior. Decay goes on
+// where nothing is tried, so a drafter that was given up is tried again after a while.
+class Acceptance {
+  public:
+    explicit Acceptance(double prior) : prior_(prior) {}
+    double value() const { return (accepted_ + WEIGHT * prior_) / (tried_ + WEIGHT); }
+    void learn(int accepted, int drafted);
+    void forget() { accepted_ *= REST, tried_ *= REST; }
+
+  private:
+    static constexpr double WEIGHT = 1, DECAY = 0.85, REST = 0.97;
+    double prior_, accepted_ = 0, tried_ = 0;
+};
+
+// The number of drafts with the most expected tokens for their time: argmax over g of
+// E / (verify(g + 1) + g·draft + extra), E = (1 - a^(g+1)) / (1 - a). `extra`: what the drafter must catch up first.
+int best_length(const Costs& costs, double acceptance, double draft, double extra, int most);
+
+// AdaEDL's controller (arXiv 2410.18351, equations 6 to 8).
+class AdaEdl {
+  public:
+    AdaEdl(double lambda, double acceptance) : lambda_(lambda), acceptance_(acceptance) {}
+    // Stop before the next token of a draft whose distribution has this entropy (nats)? Never before the first.
+    bool stops(double entropy) const;
+    void learn(int accepted, int drafted, int cap);
+    double lambda() const { return lambda_; }
+
+  private:
+    static constexpr double GAMMA = 0.2, TARGET = 0.9;
+    double lambda_, acceptance_;
+};
+
+}  // namespace edgespec

@@ -1,0 +1,328 @@
+#include "loop.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numeric>
+
+#include "error.h"
+
+namespace edgespec {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int FEW = 8;      // tokens that the draft catches up faster two by two than by a prefill
+constexpr int HORIZON = 8;  // rounds over which catching up must pay
+constexpr double PRIOR_DRAFT = 0.6, PRIOR_NGRAM[] = {0.45, 0.55, 0.65, 0.75};  // by tokens matched: 2, 3, 4, 5
+
+double seconds(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
+
+// Rows of a cache that may be taken off its end: those since the last commit.
+int removable(const State& state, int budget) { return state.cache.evicted() ? state.cache.count() - budget : state.cache.count(); }
+
+class Loop {
+  public:
+    Loop(Conversation& c, const ModelEntry& target, const ModelEntry* draft, const Request& r, const Costs& costs, Listener& l)
+        : c_(c), target_(target), draft_(draft), r_(r), costs_(costs), listener_(l), random_(r.sampling.seed), seen_(target.vocab),
+          adaedl_(r.lambda, r.acceptance) {
+        c_.target.trace = &calls_;
+        if (c_.draft) c_.draft->trace = &calls_;
+        widest_ = costs.verify.rbegin()->first;
+        cap_ = std::min(r.draft_tokens > 0 ? r.draft_tokens : widest_ - 1, widest_ - 1);
+        summary_.drafted_by_position.resize(size_t(cap_));
+        summary_.accepted_by_position.resize(size_t(cap_));
+        laws_.resize(size_t(cap_));
+        for (const double prior : PRIOR_NGRAM) ngram_.emplace_back(prior);
+    }
+
+    ~Loop() {
+        c_.target.trace = nullptr;
+        if (c_.draft) c_.draft->trace = nullptr;
+    }
+
+    Summary run() {
+        const auto start = Clock::now();
+        const Result last = absorb();
+        if (!last.logits) return summary_.reason = "cancelled", summary_;
+        emit(choose(target_law(last, 0)));
+        summary_.prompt_s = seconds(start);
+        summary_.tokens_prompt = int(r_.tokens.size());
+        const auto begun = Clock::now();
+        report_prompt();
+        while (!ended()) round();
+        summary_.decode_s = seconds(begun);
+        return summary_;
+    }
+
+  private:
+    // The prompt, block by block, and the tokens that the target has not absorbed yet; the last row's result.
+    Result absorb() {
+        c_.history.insert(c_.history.end(), r_.tokens.begin(), r_.tokens.end());
+        if (!r_.sampling.plain_greedy())
+            for (const int token : c_.history) seen_.add(token);
+        Result last;
+        const int block = target_.widths("prefill").back(), all = int(c_.history.size());
+        while (c_.target.cache.position() < all) {
+            if (listener_.cancelled()) return {};
+            const int at = c_.target.cache.position(), rows = std::min({block, all - at, c_.target.room()});
+            // A few tokens go through a narrow graph, where one gives the same bits.
+            const int narrow = target_.widths_agree ? costs_.width_for(rows) : 0;
+            const char* kind = narrow == 0 ? "prefill" : narrow == 1 ? "decode" : "verify";
+            last = c_.target.call(kind, narrow ? narrow : block, &c_.history[size_t(at)], rows);
+            if (narrow) last.logits += int64_t(rows - 1) * target_.head_rows, last.argmax += rows - 1;
+            c_.target.accept(rows);
+            c_.target.commit_if_full();
+        }
+        return last;
+    }
+
+    bool ended() {
+        if (std::find(r_.stop_ids.begin(), r_.stop_ids.end(), c_.history.back()) != r_.stop_ids.end()) return summary_.reason = "stop", true;
+        if (summary_.tokens_new >= r_.max_new_tokens) return summary_.reason = "length", true;
+        if (c_.target.room() < 1) return summary_.reason = "positions", true;
+        if (listener_.cancelled()) return summary_.reason = "cancelled", true;
+        return false;
+    }
+
+    void emit(int token) {
+        c_.history.push_back(token);
+        if (!r_.sampling.plain_greedy()) seen_.add(token);
+        round_.tokens.push_back(token);
+        ++summary_.tokens_new;
+    }
+
+    void round() {
+        const int most = std::min({cap_, c_.target.room() - 1, r_.max_new_tokens - summary_.tokens_new - 1});
+        round_.drafter = "none", round_.stop = "none";
+        drafts_.clear();
+        if (most > 0) draft(most);
+        verify();
+        settle();
+        report();
+    }
+
+    void draft(int most) {
+        if (r_.drafter == Drafter::ngram || r_.drafter == Drafter::both) {
+            Lookup found = look_up(c_.history, most);
+            for (Acceptance& a : ngram_) a.forget();
+            if (found.matched > 0) {
+                matched_ = std::min(size_t(found.matched - 2), ngram_.size() - 1);
+                const int most_found = int(found.drafts.size());
+                const int take = r_.rule == Rule::cost ? best_length(costs_, ngram_[matched_].value(), 0, 0, most_found) : most_found;
+                if (take > 0) {
+                    drafts_.assign(found.drafts.begin(), found.drafts.begin() + take);
+                    round_.drafter = "ngram", round_.stop = take < most_found ? "cost" : "cap";
+                    return;
+                }
+            }
+        }
+        if (c_.draft && (r_.drafter == Drafter::draft || r_.drafter == Drafter::both)) draft_by_model(most);
+    }
+
+    void draft_by_model(int most) {
+        State& state = *c_.draft;
+        int pending = int(c_.history.size()) - state.cache.position();
+        if (r_.rule == Rule::cost) {
+            const double calls = pending <= FEW ? (pending - 1) / 2 : 0.5 * FEW * std::ceil(double(pending) / draft_->widths("prefill").back());
+            const int length = best_length(costs_, model_.value(), costs_.draft, calls * costs_.draft / HORIZON, most);
+            model_.forget();
+            if (length == 0) { round_.stop = "cost"; return; }
+            round_.stop = length < most ? "cost" : "cap";
+            most = length;
+        } else {
+            round_.stop = "cap";
+        }
+        if (!catch_up(state)) { round_.stop = "room"; return; }
+        round_.drafter = "draft";
+        while (int(drafts_.size()) < most) {
+            const int first = drafts_.empty() ? state.cache.position() : 0;
+            const int* tokens = drafts_.empty() ? &c_.history[size_t(first)] : &drafts_.back();
+            const int rows = drafts_.empty() ? int(c_.history.size()) - first : 1;
+            if (state.room() < rows) { round_.stop = "room"; break; }
+            const Result r = state.call("draft", draft_->widths("draft").back(), tokens, rows);
+            ++summary_.draft_calls;
+            state.accept(rows);
+            if (drafts_.empty()) state.commit_if_full();
+            const double entropy = r.entropy[rows - 1];
+            if (!std::isfinite(entropy)) throw Error("the draft computed an entropy that is not a number", "run edgespec check on the bundle");
+            if (r_.rule == Rule::adaedl && !drafts_.empty() && adaedl_.stops(entropy)) { round_.stop = "entropy"; break; }
+            round_.entropy.push_back(entropy);
+            drafts_.push_back(draw_draft(r, rows - 1));
+            if (r_.rule == Rule::confidence && r.top[(rows - 1) * r.top_k] < r_.threshold) { round_.stop = "confidence"; break; }
+        }
+        for (const int token : drafts_)
+            if (!r_.sampling.plain_greedy()) seen_.remove(token);
+    }
+
+    // Let the draft absorb the conversation but for its last one or two tokens.
+    bool catch_up(State& state) {
+        const int all = int(c_.history.size()), block = draft_->widths("prefill").back(), width = draft_->widths("draft").back();
+        for (int left; (left = all - state.cache.position()) > 1 && (left > 2 || state.room() < left);) {
+            const int rows = std::min({left - 1, left > FEW ? block : width, state.room()});
+            if (rows < 1) return false;  // past the draft's last position
+            state.call(rows > width ? "prefill" : "draft", rows > width ? block : width, &c_.history[size_t(state.cache.position())], rows);
+            ++summary_.draft_calls;
+            state.accept(rows);
+            state.commit_if_full();
+        }
+        return state.room() > 0;
+    }
+
+    int draw_draft(const Result& r, int row) {
+        const size_t i = drafts_.size();
+        if (r_.sampling.plain_greedy()) return checked(r.argmax[row]);
+        law_of(r.logits + int64_t(row) * draft_->head_rows, draft_->head_rows, draft_->head_ids, r_.sampling, seen_.ids(), laws_[i]);
+        const int token = laws_[i].draw(random_.uniform());
+        seen_.add(token);
+        return token;
+    }
+
+    void verify() {
+        const int k = int(drafts_.size()), width = costs_.width_for(k + 1);
+        rows_.assign(1, c_.history.back());
+        rows_.insert(rows_.end(), drafts_.begin(), drafts_.end());
+        const Result r = c_.target.call(width == 1 ? "decode" : "verify", width, rows_.data(), k + 1);
+        ++summary_.verify_calls;
+        round_.drafted = k, round_.accepted = 0;
+        const bool lookup = *round_.drafter == 'n' && k > 0;
+        for (int i = 0; i <= k; ++i) {
+            const Law& law = target_law(r, i);
+            int token = choose_or_accept(law, i, k, lookup);
+            emit(token);
+            const bool kept = i < k && token == drafts_[size_t(i)];
+            if (i < k) ++summary_.drafted_by_position[size_t(i)];
+            if (!kept) break;
+            ++round_.accepted, ++summary_.accepted_by_position[size_t(i)];
+            if (std::find(r_.stop_ids.begin(), r_.stop_ids.end(), token) != r_.stop_ids.end()) break;
+        }
+    }
+
+    // Row i's token: the draft's where it is accepted, else one from what is left of the target's law.
+    int choose_or_accept(const Law& law, int i, int k, bool lookup) {
+        if (r_.sampling.greedy() || i == k) return choose(law);
+        const int token = drafts_[size_t(i)];
+        if (lookup) laws_[size_t(i)] = {{token}, {1.0}};  // a lookup proposes one token for sure
+        const Law& proposal = laws_[size_t(i)];
+        if (accepts(law, proposal, token, random_.uniform())) return token;
+        residual(law, proposal, left_);
+        return left_.draw(random_.uniform());
+    }
+
+    const Law& target_law(const Result& r, int row) {
+        if (r_.sampling.plain_greedy()) {
+            const int best = checked(r.argmax[row]);
+            if (target_.head_ids.empty() && !std::isfinite(r.logits[int64_t(row) * target_.head_rows + best]))
+                throw Error("the model computed a logit that is not a number", "run edgespec check on the bundle");
+            law_.ids.assign(1, best), law_.p.assign(1, 1.0);
+        } else {
+            law_of(r.logits + int64_t(row) * target_.head_rows, target_.head_rows, target_.head_ids, r_.sampling, seen_.ids(), law_);
+        }
+        return law_;
+    }
+
+    int choose(const Law& law) { return law.ids.size() == 1 ? law.ids[0] : law.draw(random_.uniform()); }
+
+    int checked(int token) const {
+        if (token < 0 || token >= target_.vocab) throw Error("a graph gave token " + std::to_string(token) + ", which the vocabulary lacks", "run edgespec check on the bundle");
+        return token;
+    }
+
+    // Count the rows whose tokens stand, and take the draft's others back.
+    void settle() {
+        const int emitted = int(round_.tokens.size());
+        c_.target.accept(emitted);
+        c_.target.commit_if_full();
+        if (c_.draft) {
+            const int stand = int(c_.history.size()) - 1, ahead = c_.draft->cache.position() - stand;
+            if (ahead > 0) c_.draft->cache.roll_back(ahead);
+            c_.draft->commit_if_full();
+        }
+        if (round_.drafted > 0 && *round_.drafter == 'n') ngram_[matched_].learn(round_.accepted, round_.drafted);
+        if (round_.drafted > 0 && *round_.drafter == 'd') {
+            model_.learn(round_.accepted, round_.drafted);
+            adaedl_.learn(round_.accepted, round_.drafted, cap_);
+        }
+    }
+
+    void count() {
+        for (const CallRecord& call : calls_) summary_.graphs_s += call.us * 1e-6;
+    }
+    void report_prompt() {
+        count();
+        listener_.prompt(summary_.tokens_prompt, summary_.prompt_s, calls_);
+        round_.lambda = adaedl_.lambda();
+        calls_.clear();
+        listener_.round(round_, calls_);
+        round_ = {};
+    }
+    void report() {
+        ++summary_.rounds;
+        summary_.drafted += round_.drafted;
+        summary_.accepted += round_.accepted;
+        round_.lambda = adaedl_.lambda();
+        count();
+        listener_.round(round_, calls_);
+        calls_.clear();
+        round_.tokens.clear(), round_.entropy.clear();
+        round_.drafted = round_.accepted = 0;
+    }
+
+    Conversation& c_;
+    const ModelEntry& target_;
+    const ModelEntry* draft_;
+    const Request& r_;
+    const Costs& costs_;
+    Listener& listener_;
+    Random random_;
+    Seen seen_;
+    AdaEdl adaedl_;
+    Acceptance model_{PRIOR_DRAFT};
+    std::vector<Acceptance> ngram_;
+    size_t matched_ = 0;
+    int widest_ = 0, cap_ = 0;
+    std::vector<int> drafts_, rows_;
+    std::vector<Law> laws_;
+    Law law_, left_;
+    std::vector<CallRecord> calls_;
+    Round round_;
+    Summary summary_;
+};
+
+}  // namespace
+
+Conversation::Conversation(Model& t, Model* d) : target(t) {
+    history.reserve(size_t(t.entry.positions) + 1);
+    if (d) draft.emplace(*d);
+}
+
+int64_t Conversation::bytes() const { return target.cache.bytes() + (draft ? draft->cache.bytes() : 0); }
+
+void Conversation::truncate(int tokens) {
+    history.resize(size_t(tokens));
+    const auto cut = [&](State& state, int budget) {
+        const int away = state.cache.position() - std::max(0, tokens - 1);  // the last token is absorbed anew for its logits
+        if (away <= 0) return;
+        if (away <= removable(state, budget)) state.cache.roll_back(away);
+        else state.cache.clear();
+    };
+    cut(target, target.entry().budget);
+    if (draft) cut(*draft, draft->entry().budget);
+}
+
+Summary generate(Conversation& c, const Request& r, const Costs& costs, Listener& listener) {
+    const ModelEntry& target = c.target.entry();
+    for (const int token : r.tokens)
+        if (token < 0 || token >= target.vocab)
+            throw Error("token " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(target.vocab), "encode with the bundle's tokenizer");
+    const int64_t all = int64_t(c.history.size()) + int64_t(r.tokens.size());
+    if (all == 0) throw Error("the prompt is empty", "give at least one token");
+    if (all > target.positions)
+        throw Error(std::to_string(all) + " tokens are more than the " + std::to_string(target.positions) + " positions that the model was trained on", "shorten the prompt, or truncate the conversation");
+    if (target.policy == "none" && all > target.slots())
+        throw Error(std::to_string(all) + " tokens are more than the " + std::to_string(target.slots()) + " slots of a cache without eviction", "export with --policy keydiff, or with a larger --budget");
+    if (r.tokens.empty() && c.target.cache.position() == int(c.history.size())) c.truncate(int(c.history.size()));
+    return Loop(c, target, c.draft ? &c.draft->entry() : nullptr, r, costs, listener).run();
+}
+
+}  // namespace edgespec

@@ -1,0 +1,66 @@
+// The one draft/verify loop. Knows models, laws and rules; nothing of protocols or files.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "drafting.h"
+#include "model.h"
+#include "sampling.h"
+
+namespace edgespec {
+
+// A conversation: every token so far, and the caches that have absorbed a beginning of it.
+class Conversation {
+  public:
+    Conversation(Model& target, Model* draft);
+
+    void truncate(int tokens);
+    int64_t bytes() const;
+
+    std::vector<int> history;
+    State target;
+    std::optional<State> draft;
+};
+
+enum class Drafter { none, draft, ngram, both };
+
+struct Request {
+    std::vector<int> tokens, stop_ids;
+    int max_new_tokens = 128, draft_tokens = 0;  // 0: as many as the widest verify holds
+    Sampling sampling;
+    Drafter drafter = Drafter::both;
+    Rule rule = Rule::cost;
+    double threshold = 0.5, lambda = 0.7, acceptance = 0.9;
+};
+
+struct Round {
+    std::vector<int> tokens;     // emitted
+    std::vector<double> entropy; // nats, of the laws that the draft model drew from
+    int drafted = 0, accepted = 0;
+    double lambda = 0;
+    const char *drafter = "none", *stop = "none";  // stop: cap, cost, entropy, confidence, room, none
+};
+
+struct Summary {
+    const char* reason = "length";  // stop, length, cancelled, positions
+    int tokens_prompt = 0, tokens_new = 0, rounds = 0, drafted = 0, accepted = 0, verify_calls = 0, draft_calls = 0;
+    std::vector<int> drafted_by_position, accepted_by_position;
+    double prompt_s = 0, decode_s = 0, graphs_s = 0;
+};
+
+// Who listens. `calls` are the round's graph calls.
+class Listener {
+  public:
+    virtual ~Listener() = default;
+    virtual void prompt(int tokens, double seconds, const std::vector<CallRecord>& calls) = 0;
+    virtual void round(const Round& round, const std::vector<CallRecord>& calls) = 0;
+    virtual bool cancelled() = 0;
+};
+
+// Absorb the request's tokens and generate. An Error leaves the conversation as far as it came, and usable.
+Summary generate(Conversation& conversation, const Request& request, const Costs& costs, Listener& listener);
+
+}  // namespace edgespec

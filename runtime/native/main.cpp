@@ -1,0 +1,59 @@
+#include <algorithm>
+#include <charconv>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "error.h"
+#include "protocol.h"
+
+namespace {
+
+int fail(int code, const std::string& error, const std::string& hint) {
+    const std::string line = nlohmann::json{{"error", error}, {"hint", hint}}.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    std::puts(line.c_str());
+    std::fprintf(stderr, "error: %s\nhint:  %s\n", error.c_str(), hint.c_str());
+    return code;
+}
+
+edgespec::Options parse(int argc, char** argv) {
+    edgespec::Options out;
+    out.onnx.threads = std::clamp(int(std::thread::hardware_concurrency()), 1, 4);
+    for (int i = 1; i < argc; ++i) {
+        const std::string flag = argv[i];
+        if (flag == "--no-prepack") {
+            out.onnx.prepack = false;
+            continue;
+        }
+        if (flag != "--bundle" && flag != "--threads" && flag != "--table") throw edgespec::Error("unknown flag " + flag, "see edgespec-runtime --help");
+        if (++i == argc) throw edgespec::Error(flag + " needs a value", "see edgespec-runtime --help");
+        if (flag == "--bundle") out.bundle = argv[i];
+        if (flag == "--table") out.table = argv[i];
+        if (flag != "--threads") continue;
+        const auto [end, fault] = std::from_chars(argv[i], argv[i] + std::strlen(argv[i]), out.onnx.threads);
+        if (fault != std::errc() || *end || out.onnx.threads < 1 || out.onnx.threads > 256) throw edgespec::Error("--threads must be 1 to 256", "see edgespec-runtime --help");
+    }
+    if (out.bundle.empty()) throw edgespec::Error("no bundle is named", "edgespec-runtime --bundle DIR");
+    return out;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    std::signal(SIGPIPE, SIG_IGN);
+    for (int i = 1; i < argc; ++i) {
+        if (!std::strcmp(argv[i], "--help") || !std::strcmp(argv[i], "-h")) return std::fputs(edgespec::HELP, stdout), 0;
+        if (!std::strcmp(argv[i], "--version")) return std::puts(EDGESPEC_VERSION), 0;
+    }
+    try {
+        return edgespec::serve(parse(argc, argv));
+    } catch (const edgespec::Error& e) {
+        return fail(2, e.message, e.hint);
+    } catch (const std::bad_alloc&) {
+        return fail(2, "not enough memory to open the bundle", "close other programs, or use --no-prepack");
+    } catch (const std::exception& e) {
+        return fail(101, std::string("a bug of edgespec-runtime: ") + e.what(), "report it with the bundle's manifest.json");
+    }
+}

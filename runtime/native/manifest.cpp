@@ -1,0 +1,230 @@
+#include "manifest.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+
+#include "error.h"
+
+namespace edgespec {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr int SCHEMA = 1;
+constexpr int64_t LARGEST_MANIFEST = 64 << 20, MOST = int64_t{1} << 31;
+const char* const AGAIN = "export the bundle again";
+
+// A field of a type; `where` is its path for the message.
+template <typename T>
+T field(const Json& object, const std::string& name, const std::string& where) {
+    if (!object.is_object() || !object.contains(name)) throw Error(where + "." + name + " is missing", AGAIN);
+    try {
+        return object.at(name).get<T>();
+    } catch (const Json::exception&) {
+        throw Error(where + "." + name + " has the wrong type", AGAIN);
+    }
+}
+
+int number(const Json& object, const std::string& name, const std::string& where, int least = 0) {
+    const Json& value = object.is_object() && object.contains(name) ? object.at(name) : Json();
+    if (!value.is_number_integer()) throw Error(where + "." + name + " is not a whole number", AGAIN);
+    if (value.is_number_unsigned() && value.get<uint64_t>() >= uint64_t(MOST)) throw Error(where + "." + name + " is absurdly large", AGAIN);
+    const int64_t number = value.get<int64_t>();
+    if (number < least || number >= MOST) throw Error(where + "." + name + " is out of range", AGAIN);
+    return int(number);
+}
+
+const Json& array(const Json& object, const std::string& name, const std::string& where) {
+    if (!object.is_object() || !object.contains(name) || !object.at(name).is_array())
+        throw Error(where + "." + name + " is not a list", AGAIN);
+    return object.at(name);
+}
+
+std::vector<int> numbers(const Json& object, const std::string& name, const std::string& where) {
+    std::vector<int> out;
+    for (const Json& value : array(object, name, where)) out.push_back(number({{name, value}}, name, where));
+    return out;
+}
+
+std::string read_file(const std::string& path, int64_t most) {
+    std::ifstream file(path, std::ios::binary);
+    if (!file) throw Error(path + " cannot be read", "give the folder of a bundle that edgespec export made");
+    std::string text;
+    text.resize(size_t(most) + 1);
+    file.read(text.data(), std::streamsize(text.size()));
+    if (file.gcount() > most) throw Error(path + " is absurdly large", AGAIN);
+    text.resize(size_t(file.gcount()));
+    return text;
+}
+
+// A path of plain parts below the folder; its regular file has the listed size.
+void check_file(const std::string& folder, const std::string& name, int64_t bytes) {
+    std::istringstream parts(name);
+    bool safe = !name.empty() && name.front() != '/' && name.back() != '/' && name.size() < 300;
+    for (std::string part; std::getline(parts, part, '/');)
+        safe = safe && !part.empty() && part[0] != '.' &&
+               part.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.+-") == std::string::npos;
+    if (!safe) throw Error("manifest.files names an unsafe path", AGAIN);
+    struct stat found {};
+    if (lstat((folder + "/" + name).c_str(), &found) != 0) throw Error(name + " is missing from the bundle", AGAIN);
+    if (!S_ISREG(found.st_mode)) throw Error(name + " is not a regular file", "use a bundle as edgespec export made it");
+    if (found.st_size != bytes)
+        throw Error(name + " has " + std::to_string(found.st_size) + " bytes, not " + std::to_string(bytes), std::string(AGAIN) + ", or copy it again");
+}
+
+TensorSpec tensor(const Json& data, const std::string& where) {
+    TensorSpec out{field<std::string>(data, "name", where), Type::float32, {}};
+    const auto type = field<std::string>(data, "dtype", where);
+    if (type != "float32" && type != "int32") throw Error(where + ".dtype is unknown: " + type, "update edgespec");
+    out.type = type == "int32" ? Type::int32 : Type::float32;
+    int64_t elements = 1;
+    for (const int size : numbers(data, "shape", where)) {
+        out.shape.push_back(size);
+        elements *= size;
+        if (size < 1 || elements >= MOST) throw Error(where + ".shape makes no sense", AGAIN);
+    }
+    return out;
+}
+
+GraphSpec graph(const Json& data, const std::string& where) {
+    GraphSpec out;
+    out.file = field<std::string>(data, "file", where);
+    out.kind = field<std::string>(data, "kind", where);
+    out.width = number(data, "width", where, 1);
+    out.bucket = number(data, "bucket", where, 1);
+    for (const Json& t : array(data, "inputs", where)) out.inputs.push_back(tensor(t, where + ".inputs"));
+    for (const Json& t : array(data, "outputs", where)) out.outputs.push_back(tensor(t, where + ".outputs"));
+    return out;
+}
+
+// The tensors of a graph are those that the runtime will bind, in the sizes that it will give them.
+void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& where) {
+    const bool step = g.kind != "commit";
+    const int64_t rows = m.contract == "append" ? 0 : g.bucket + m.block;
+    int caches = 0;
+    for (const TensorSpec& t : g.inputs) {
+        const bool cache = t.name.rfind("keys", 0) == 0 || t.name.rfind("values", 0) == 0;
+        const bool right = !cache || (t.shape.size() == 4 && t.shape[1] == m.kv_heads && t.shape[3] == m.head_dim &&
+                                      (rows ? t.shape[2] == rows : t.shape[2] >= g.bucket + m.block));
+        const bool scalar = t.name == "position" || t.name == "count" || t.name == "row";
+        if (!right || (scalar && t.elements() != 1) || (t.name == "tokens" && t.elements() != g.width))
+            throw Error(where + ": input " + t.name + " has the wrong shape", AGAIN);
+        caches += cache;
+    }
+    if (step && caches != 2 * m.layers) throw Error(where + " does not take the model's caches", AGAIN);
+    for (const TensorSpec& t : g.outputs) {
+        const int64_t n = g.kind == "prefill" ? 1 : g.width;
+        const bool right = t.name == "logits"                                ? t.elements() == n * m.head_rows
+                           : t.name == "argmax" || t.name == "entropy"       ? t.elements() == n
+                           : t.name == "keep"                                ? t.elements() == int64_t(m.kv_heads) * m.budget
+                           : t.name == "new_keys" || t.name == "new_values"  ? t.elements() == int64_t(m.layers) * m.kv_heads * g.width * m.head_dim
+                                                                             : true;
+        if (!right) throw Error(where + ": output " + t.name + " has the wrong shape", AGAIN);
+    }
+}
+
+void read_head_ids(ModelEntry& m, const std::string& folder) {
+    if (m.head_ids_file.empty()) return;
+    const std::string bytes = read_file(folder + "/" + m.head_ids_file, int64_t(m.head_rows) * 4);
+    if (bytes.size() != size_t(m.head_rows) * 4) throw Error(m.head_ids_file + " does not hold an id for each head row", AGAIN);
+    for (size_t i = 0; i < bytes.size(); i += 4) {
+        const auto* b = reinterpret_cast<const unsigned char*>(bytes.data() + i);
+        const uint32_t id = uint32_t(b[0]) | uint32_t(b[1]) << 8 | uint32_t(b[2]) << 16 | uint32_t(b[3]) << 24;
+        if (id >= uint32_t(m.vocab)) throw Error(m.head_ids_file + " holds an id outside the vocabulary", AGAIN);
+        if (!m.head_ids.empty() && int(id) <= m.head_ids.back()) throw Error(m.head_ids_file + " is not in ascending order", AGAIN);
+        m.head_ids.push_back(int(id));
+    }
+}
+
+ModelEntry model(const Json& data, const std::string& folder, const Json& files) {
+    ModelEntry m;
+    m.name = field<std::string>(data, "name", "models");
+    const std::string where = m.name;
+    const Json spec = field<Json>(data, "spec", where), cache = field<Json>(data, "cache", where);
+    m.layers = number(spec, "layers", where + ".spec", 1);
+    m.kv_heads = number(spec, "kv_heads", where + ".spec", 1);
+    m.head_dim = number(spec, "head_dim", where + ".spec", 1);
+    m.vocab = number(spec, "vocab", where + ".spec", 1);
+    m.positions = number(spec, "positions", where + ".spec", 1);
+    m.windows = numbers(spec, "windows", where + ".spec");
+    m.contract = field<std::string>(cache, "contract", where + ".cache");
+    m.policy = field<std::string>(cache, "policy", where + ".cache");
+    m.budget = number(cache, "budget", where + ".cache", 1);
+    m.block = number(cache, "block", where + ".cache", 1);
+    m.buckets = numbers(cache, "buckets", where + ".cache");
+    m.head_rows = number(data, "head_rows", where, 1);
+    m.head_ids_file = field<std::string>(data, "head_ids", where);
+    m.weights = field<std::string>(data, "weights", where);
+    m.widths_agree = field<bool>(data, "widths_agree", where);
+    if (m.contract != "append" && m.contract != "rows") throw Error(where + ".cache.contract is unknown: " + m.contract, "update edgespec");
+    if (m.windows.size() != size_t(m.layers) || m.buckets.empty() || m.block > m.budget || m.buckets.back() != m.budget ||
+        !std::is_sorted(m.buckets.begin(), m.buckets.end()))
+        throw Error(where + ": its cache makes no sense", AGAIN);
+    for (const Json& g : array(data, "graphs", where)) m.graphs.push_back(graph(g, where + ".graphs"));
+    for (const GraphSpec& g : m.graphs) {
+        check_graph(m, g, where + "." + g.file);
+        if (!files.contains(g.file)) throw Error("the manifest names " + g.file + ", which manifest.files lacks", AGAIN);
+    }
+    for (const int bucket : m.buckets)
+        for (const char* kind : {"prefill", m.name == "draft" ? "draft" : "verify"})
+            if (std::none_of(m.graphs.begin(), m.graphs.end(), [&](const GraphSpec& g) { return g.kind == kind && g.bucket == bucket; }))
+                throw Error(where + " has no " + kind + " graph for bucket " + std::to_string(bucket), AGAIN);
+    if (m.head_ids_file.empty() && m.head_rows != m.vocab) throw Error(where + ": a trimmed head without its ids", AGAIN);
+    if (!m.head_ids_file.empty() && !files.contains(m.head_ids_file)) throw Error("manifest.files lacks " + m.head_ids_file, AGAIN);
+    if (files.contains(m.weights)) m.bytes_weights = files.at(m.weights).value("bytes", int64_t{0});
+    read_head_ids(m, folder);
+    return m;
+}
+
+}  // namespace
+
+int64_t TensorSpec::elements() const {
+    int64_t n = 1;
+    for (const int64_t size : shape) n *= size;
+    return n;
+}
+
+std::vector<int> ModelEntry::widths(const std::string& kind) const {
+    std::set<int> found;
+    for (const GraphSpec& g : graphs)
+        if (g.kind == kind) found.insert(g.width);
+    return {found.begin(), found.end()};
+}
+
+const ModelEntry* Manifest::model(const std::string& name) const {
+    for (const ModelEntry& m : models)
+        if (m.name == name) return &m;
+    return nullptr;
+}
+
+uint64_t fnv1a(const void* data, size_t bytes, uint64_t hash) {
+    const auto* p = static_cast<const unsigned char*>(data);
+    for (size_t i = 0; i < bytes; ++i) hash = (hash ^ p[i]) * 1099511628211ull;
+    return hash;
+}
+
+Manifest read_manifest(const std::string& folder) {
+    Manifest out;
+    out.folder = folder;
+    const std::string text = read_file(folder + "/manifest.json", LARGEST_MANIFEST);
+    out.identity = fnv1a(text.data(), text.size());
+    const Json data = Json::parse(text, nullptr, false);
+    if (!data.is_object()) throw Error("manifest.json is no JSON object", AGAIN);
+    const int schema = number(data, "schema", "manifest");
+    if (schema != SCHEMA) throw Error("the bundle has schema " + std::to_string(schema) + ", this runtime reads " + std::to_string(SCHEMA), schema > SCHEMA ? "update edgespec" : AGAIN);
+    out.device = field<std::string>(data, "device", "manifest");
+    const Json files = field<Json>(data, "files", "manifest");
+    if (!files.is_object()) throw Error("manifest.files is no object", AGAIN);
+    for (const auto& [name, entry] : files.items()) check_file(folder, name, field<int64_t>(entry, "bytes", "manifest.files"));
+    for (const Json& m : array(data, "models", "manifest")) out.models.push_back(model(m, folder, files));
+    if (!out.model("target")) throw Error("the bundle has no target model", AGAIN);
+    out.stop_ids = numbers(field<Json>(data, "tokenizer", "manifest"), "stop_ids", "tokenizer");
+    return out;
+}
+
+}  // namespace edgespec

@@ -1,0 +1,53 @@
+// What a bundle's manifest.json says, checked. Knows files and shapes; nothing of how graphs run.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace edgespec {
+
+enum class Type { float32, int32 };
+
+struct TensorSpec {
+    std::string name;
+    Type type;
+    std::vector<int64_t> shape;
+
+    int64_t elements() const;
+};
+
+struct GraphSpec {
+    std::string file, kind;
+    int width = 0, bucket = 0;
+    std::vector<TensorSpec> inputs, outputs;
+};
+
+struct ModelEntry {
+    std::string name, weights, contract, policy, head_ids_file;
+    int layers = 0, kv_heads = 0, head_dim = 0, vocab = 0, positions = 0, head_rows = 0;
+    int budget = 0, block = 0;
+    std::vector<int> windows, buckets, head_ids;  // head_ids: the token of every head row, empty where row i is token i
+    std::vector<GraphSpec> graphs;
+    int64_t bytes_weights = 0;
+    bool widths_agree = false;
+
+    int slots() const { return budget + block; }
+    std::vector<int> widths(const std::string& kind) const;  // ascending
+};
+
+struct Manifest {
+    std::string folder, device;
+    uint64_t identity = 0;  // of the manifest's bytes: a snapshot belongs to one bundle
+    std::vector<ModelEntry> models;
+    std::vector<int> stop_ids;
+
+    const ModelEntry* model(const std::string& name) const;  // null where the bundle has none
+};
+
+// Errors name the field; no path leaves the folder, and every file has its listed size.
+Manifest read_manifest(const std::string& folder);
+
+uint64_t fnv1a(const void* data, size_t bytes, uint64_t start = 14695981039346656037ull);
+
+}  // namespace edgespec

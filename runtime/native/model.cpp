@@ -1,0 +1,115 @@
+#include "model.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "error.h"
+
+namespace edgespec {
+namespace {
+
+bool is_cache(const std::string& name) {
+    const std::string own = name.rfind("new_", 0) == 0 ? name.substr(4) : name;
+    return own.rfind("keys_", 0) == 0 || own.rfind("values_", 0) == 0;
+}
+
+}  // namespace
+
+Model::Model(const ModelEntry& e, Backend& backend) : entry(e) {
+    for (const GraphSpec& g : entry.graphs) {
+        Opened& o = graphs_[{g.kind, g.kind == "commit" ? 0 : g.width, g.bucket}];
+        o.spec = &g;
+        o.graph = backend.open(g.file);
+        for (const auto* tensors : {&g.inputs, &g.outputs})
+            for (const TensorSpec& t : *tensors)
+                if (g.kind == "commit" ? t.name == "keep" : !is_cache(t.name)) {
+                    o.own.emplace_back(size_t(t.elements()) * 4);
+                    o.at[t.name] = o.own.back().data();
+                }
+    }
+}
+
+Model::Opened& Model::opened(const std::string& kind, int width, int bucket) {
+    const auto found = graphs_.find({kind, width, bucket});
+    if (found == graphs_.end()) throw Error(entry.name + " has no " + kind + " graph of width " + std::to_string(width), "export the bundle with that width");
+    return found->second;
+}
+
+int State::room() const { return std::min(cache.free(), model_.entry.positions - cache.position()); }
+
+Call& State::bound(Model::Opened& o, int layer) {
+    auto& call = calls_[{&o, layer}];
+    if (call) return *call;
+    const auto buffer = [&](const TensorSpec& t) -> Buffer {
+        if (const auto own = o.at.find(t.name); own != o.at.end()) return {&t, own->second};
+        const std::string name = t.name.rfind("new_", 0) == 0 ? t.name.substr(4) : t.name;
+        const size_t part = name.find('_');
+        const int index = part == std::string::npos ? layer : std::stoi(name.substr(part + 1));
+        if (index < 0 || index >= model_.entry.layers) throw Error(o.spec->file + " has an unknown tensor " + t.name, "update edgespec");
+        return {&t, cache.buffer(name.rfind("values", 0) == 0, index)};
+    };
+    std::vector<Buffer> inputs, outputs;
+    for (const TensorSpec& t : o.spec->inputs) inputs.push_back(buffer(t));
+    for (const TensorSpec& t : o.spec->outputs)
+        if (layer < 0 || t.name == "keep") outputs.push_back(buffer(t));
+    call = o.graph->bind(inputs, outputs);
+    return *call;
+}
+
+Result State::call(const std::string& kind, int width, const int* tokens, int rows) {
+    if (rows < 1 || rows > width || rows > room())
+        throw Error("a call of " + std::to_string(rows) + " rows with room for " + std::to_string(room()), "this is a bug of the runtime; please report it");
+    cache.fit(cache.count() + rows);
+    Model::Opened& o = model_.opened(kind, width, cache.bucket());
+    auto* ids = static_cast<int32_t*>(o.at.at("tokens"));
+    std::fill(std::copy(tokens, tokens + rows, ids), ids + width, 0);
+    *static_cast<int32_t*>(o.at.at("position")) = cache.position();
+    *static_cast<int32_t*>(o.at.at("count")) = cache.count();
+    if (kind == "prefill") *static_cast<int32_t*>(o.at.at("row")) = rows - 1;
+    Call& call = bound(o);
+    const auto start = std::chrono::steady_clock::now();
+    call.run();
+    if (trace) {
+        const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - start;
+        trace->push_back({model_.entry.name.c_str(), o.spec->kind.c_str(), width, rows, took.count()});
+    }
+    last_ = &o;
+    Result r;
+    r.logits = static_cast<float*>(o.at.at("logits"));
+    r.argmax = static_cast<int32_t*>(o.at.at("argmax"));
+    if (kind == "draft") {
+        r.entropy = static_cast<float*>(o.at.at("entropy"));
+        r.top = static_cast<float*>(o.at.at("top_probabilities"));
+        for (const TensorSpec& t : o.spec->outputs)
+            if (t.name == "top_probabilities") r.top_k = int(t.shape.back());
+    }
+    return r;
+}
+
+void State::accept(int rows) {
+    const auto part = [&](const char* name) {
+        const auto found = last_->at.find(name);
+        return found == last_->at.end() ? nullptr : static_cast<const float*>(found->second);
+    };
+    cache.append(rows, last_->spec->width, part("new_keys"), part("new_values"));
+}
+
+void State::commit_if_full() {
+    const ModelEntry& m = model_.entry;
+    if (cache.free() > 0 || m.policy == "none") return;
+    Model::Opened& o = model_.opened("commit", 0, m.budget);
+    const auto start = std::chrono::steady_clock::now();
+    for (int layer = 0; layer < m.layers; ++layer) {
+        const bool newest = m.windows[size_t(layer)] > 0;
+        if (!newest) bound(o, layer).run();
+        cache.keep(layer, newest ? nullptr : static_cast<const int32_t*>(o.at.at("keep")));
+    }
+    cache.committed();
+    if (trace) {
+        const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - start;
+        trace->push_back({m.name.c_str(), "commit", m.block, m.budget, took.count()});
+    }
+}
+
+}  // namespace edgespec

@@ -1,0 +1,75 @@
+// A model's graphs over one session's cache: calls, appends and commits. Knows nothing of text or of drafting.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend.h"
+#include "cache.h"
+
+namespace edgespec {
+
+// One graph call, as the trace has it.
+struct CallRecord {
+    const char* model;
+    const char* kind;
+    int width, rows;
+    double us;
+};
+
+// The graphs of one model, opened once, with the buffers that every session's calls share.
+class Model {
+  public:
+    Model(const ModelEntry& entry, Backend& backend);
+
+    struct Opened {
+        const GraphSpec* spec;
+        std::unique_ptr<Graph> graph;
+        std::vector<std::vector<char>> own;  // buffers of the tensors that are no cache
+        std::map<std::string, void*> at;     // by name
+    };
+    Opened& opened(const std::string& kind, int width, int bucket);
+
+    const ModelEntry& entry;
+
+  private:
+    std::map<std::tuple<std::string, int, int>, Opened> graphs_;
+};
+
+// What a call computed. Rows are the call's; the pointers live until the next call of the same graph.
+struct Result {
+    const float* logits = nullptr;   // [rows or 1, head rows]
+    const int32_t* argmax = nullptr; // token ids
+    const float* entropy = nullptr;  // nats, a draft's
+    const float* top = nullptr;      // probabilities [rows,k], a draft's
+    int top_k = 0;
+};
+
+class State {
+  public:
+    explicit State(Model& model) : cache(model.entry), model_(model) {}
+
+    // Absorb tokens through a graph of this kind and width; nothing is counted before `accept`.
+    Result call(const std::string& kind, int width, const int* tokens, int rows);
+    // Count the first rows of the last call as filled; a commit must not wait beyond `commit_if_full`.
+    void accept(int rows);
+    void commit_if_full();
+    // Rows that a call may hold now: before a commit, and before the model's last position.
+    int room() const;
+
+    const ModelEntry& entry() const { return model_.entry; }
+
+    Cache cache;
+    std::vector<CallRecord>* trace = nullptr;
+
+  private:
+    Call& bound(Model::Opened& opened, int layer = -1);
+
+    Model& model_;
+    Model::Opened* last_ = nullptr;
+    std::map<std::pair<const Model::Opened*, int>, std::unique_ptr<Call>> calls_;
+};
+
+}  // namespace edgespec

@@ -1,0 +1,336 @@
+#include "protocol.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "error.h"
+#include "lines.h"
+#include "loop.h"
+#include "snapshot.h"
+#include "tune.h"
+
+namespace edgespec {
+
+const char* const HELP = R"(edgespec-runtime --bundle DIR [--threads N] [--table FILE] [--no-prepack]
+
+Runs a bundle's graphs: speculative decoding over JSON lines, one request a line on standard input, events on
+standard output. Tokens are ids of the bundle's tokenizer; texts are the driver's business.
+
+  --threads N    threads of all graphs together (default: the machine's cores, at most 4)
+  --table FILE   what calls cost, as `tune` measured it (default: a guess from the bundle)
+  --no-prepack   keep weights once in memory, in the file's own layout: smaller, slower
+
+The first line is {"event":"ready",...}. Every answer carries the request's id; a request that fails gets
+{"id":..,"event":"error","error":..,"hint":..} and the sessions live on.
+
+  {"op":"open","id":1,"session":"a"}            a conversation; its memory is fixed here
+  {"op":"generate","id":2,"session":"a","tokens":[..],"max_new_tokens":128,"temperature":0,"top_k":0,"top_p":1,
+   "min_p":0,"repetition_penalty":1,"seed":0,"drafter":"auto|draft|ngram|both|none",
+   "stop_rule":"cost|adaedl|confidence|fixed","draft_tokens":K,"threshold":0.5,"lambda":0.7,"acceptance":0.9,
+   "stop_ids":[..],"trace":false}
+      events: prompt, then a round for each verify call, then done with its reason (stop, length, cancelled,
+      positions) and its figures
+  {"op":"cancel","id":3,"request":2}            between two rounds
+  {"op":"truncate","id":4,"session":"a","tokens":n}
+  {"op":"snapshot","id":5,"session":"a","path":"file"}
+  {"op":"restore","id":6,"session":"b","path":"file"}
+  {"op":"sessions","id":7}   {"op":"close","id":8,"session":"a"}
+  {"op":"tune","id":9,"runs":20}                what a call costs at each width, in microseconds
+  {"op":"quit","id":10}
+
+Exit codes: 0 asked to quit, or the input ended; 2 the bundle or the machine; 101 a bug.
+)";
+
+namespace {
+
+using Json = nlohmann::json;
+using Clock = std::chrono::steady_clock;
+
+int64_t rss_peak() {
+    struct rusage used {};
+    getrusage(RUSAGE_SELF, &used);
+    return int64_t(used.ru_maxrss) * 1024;
+}
+
+void say(const Json& event) {
+    const std::string line = event.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+    std::fwrite(line.data(), 1, line.size(), stdout);
+    if (std::fflush(stdout) != 0) _exit(0);  // nobody listens any more
+}
+
+Json record(const std::vector<CallRecord>& calls) {
+    Json out = Json::array();
+    for (const CallRecord& c : calls) out.push_back({c.model, c.kind, c.width, c.rows, std::round(c.us * 10) / 10});
+    return out;
+}
+
+// A request's fields, each read once; what is left over is unknown.
+class Fields {
+  public:
+    explicit Fields(const Json& data) : data_(data) {}
+    bool has(const std::string& name) const { return data_.contains(name); }
+    std::string text(const std::string& name) {
+        const Json& value = take(name);
+        if (!value.is_string() || value.get_ref<const std::string&>().size() > 4096) wrong(name, "a text");
+        return value.get<std::string>();
+    }
+    std::string text(const std::string& name, const char* otherwise) { return has(name) ? text(name) : otherwise; }
+    double number(const std::string& name, double otherwise, double least, double most) {
+        if (!has(name)) return otherwise;
+        const Json& value = take(name);
+        if (!value.is_number()) wrong(name, "a number");
+        const double number = value.get<double>();
+        if (!(number >= least && number <= most)) wrong(name, "from " + Json(least).dump() + " to " + Json(most).dump());
+        return number;
+    }
+    int64_t whole(const std::string& name, int64_t otherwise, int64_t least, int64_t most) {
+        if (!has(name)) return otherwise;
+        const Json& value = take(name);
+        if (!value.is_number_integer()) wrong(name, "a whole number");
+        if (value.is_number_unsigned() && value.get<uint64_t>() > uint64_t(most)) wrong(name, "at most " + std::to_string(most));
+        const int64_t number = value.get<int64_t>();
+        if (number < least || number > most) wrong(name, "from " + std::to_string(least) + " to " + std::to_string(most));
+        return number;
+    }
+    bool flag(const std::string& name) {
+        if (!has(name)) return false;
+        const Json& value = take(name);
+        if (!value.is_boolean()) wrong(name, "true or false");
+        return value.get<bool>();
+    }
+    std::vector<int> ids(const std::string& name) {
+        std::vector<int> out;
+        if (!has(name)) return out;
+        const Json& value = take(name);
+        if (!value.is_array()) wrong(name, "a list of token ids");
+        for (const Json& id : value) {
+            if (!id.is_number_integer() || (id.is_number_unsigned() && id.get<uint64_t>() > 0x7fffffff) || id.get<int64_t>() < 0)
+                wrong(name, "a list of token ids");
+            out.push_back(int(id.get<int64_t>()));
+        }
+        return out;
+    }
+    template <typename T> T word(const std::string& name, const std::map<std::string, T>& words, T otherwise) {
+        if (!has(name)) return otherwise;
+        const auto found = words.find(text(name));
+        if (found == words.end()) wrong(name, "one of the words that --help lists");
+        return found->second;
+    }
+    void skip(const std::string& name) { taken_.insert(name); }
+    void done() const {
+        for (const auto& [name, value] : data_.items())
+            if (!taken_.count(name)) throw Error("unknown field " + Json(name.substr(0, 60)).dump(-1, ' ', true), "see edgespec-runtime --help");
+    }
+
+  private:
+    const Json& take(const std::string& name) {
+        taken_.insert(name);
+        if (!has(name)) throw Error("field " + name + " is missing", "see edgespec-runtime --help");
+        return data_.at(name);
+    }
+    [[noreturn]] static void wrong(const std::string& name, const std::string& what) { throw Error(name + " must be " + what, "see edgespec-runtime --help"); }
+
+    const Json& data_;
+    std::set<std::string> taken_;
+};
+
+class Server : public Listener {
+  public:
+    explicit Server(const Options& options)
+        : lines_(*new Lines), bundle_(read_manifest(options.bundle)), backend_(onnx_backend(options.bundle, options.onnx)),
+          costs_(options.table.empty() ? default_costs(bundle_) : read_costs(options.table, bundle_)), options_(options) {
+        const auto start = Clock::now();
+        target_ = std::make_unique<Model>(*bundle_.model("target"), *backend_);
+        if (const ModelEntry* draft = bundle_.model("draft")) draft_ = std::make_unique<Model>(*draft, *backend_);
+        const ModelEntry& t = target_->entry;
+        say({{"event", "ready"}, {"protocol", 1}, {"version", EDGESPEC_VERSION}, {"bundle", options.bundle}, {"draft", bool(draft_)},
+             {"positions", t.positions}, {"slots", t.slots()}, {"policy", t.policy}, {"widths", t.widths("verify")}, {"threads", options.onnx.threads},
+             {"stop_ids", bundle_.stop_ids}, {"table", costs_.name}, {"load_s", std::chrono::duration<double>(Clock::now() - start).count()},
+             {"bytes_rss", rss_peak()}});
+    }
+
+    int run() {
+        while (!quit_) {
+            const auto line = lines_.take();
+            if (!line) break;
+            answer(*line);
+        }
+        return 0;
+    }
+
+    // Listener: the events of the request that runs.
+    void prompt(int tokens, double seconds, const std::vector<CallRecord>& calls) override {
+        Json event = {{"id", id_}, {"event", "prompt"}, {"tokens", tokens}, {"time_s", seconds}};
+        if (trace_) event["calls"] = record(calls);
+        say(event);
+    }
+    void round(const Round& r, const std::vector<CallRecord>& calls) override {
+        Json event = {{"id", id_}, {"event", "round"}, {"tokens", r.tokens}, {"drafted", r.drafted}, {"accepted", r.accepted}};
+        if (trace_) {
+            event["entropy"] = r.entropy, event["lambda"] = r.lambda, event["stop"] = r.stop, event["drafter"] = r.drafter;
+            event["calls"] = record(calls);
+        }
+        say(event);
+    }
+    bool cancelled() override {
+        const auto line = lines_.take_if([&](const std::string& text) {
+            if (text.find("\"cancel\"") == std::string::npos) return false;
+            const Json data = Json::parse(text, nullptr, false);
+            return data.is_object() && data.value("op", Json()) == "cancel" && data.value("request", Json()) == id_;
+        });
+        if (!line) return false;
+        say({{"id", Json::parse(*line).value("id", Json())}, {"event", "done"}});
+        return true;
+    }
+
+  private:
+    void answer(const std::string& line) {
+        id_ = nullptr;
+        try {
+            const Json data = Json::parse(line, nullptr, false);
+            if (!data.is_object()) throw Error("a request is one JSON object a line of at most 64 MiB", "see edgespec-runtime --help");
+            const Json id = data.value("id", Json());
+            if (!id.is_string() && !id.is_number_integer()) throw Error("a request's id is a text or a whole number", "see edgespec-runtime --help");
+            Fields fields(data);
+            if (id.is_string()) fields.text("id");
+            else fields.whole("id", 0, INT64_MIN, INT64_MAX);
+            id_ = id;
+            Json event = perform(fields.text("op"), fields);
+            event["id"] = id_, event["event"] = "done";
+            say(event);
+        } catch (const Error& e) {
+            say({{"id", id_}, {"event", "error"}, {"error", e.message}, {"hint", e.hint}});
+        } catch (const std::bad_alloc&) {
+            say({{"id", id_}, {"event", "error"}, {"error", "not enough memory"}, {"hint", "close a session, or use a bundle with a smaller budget"}});
+        }
+    }
+
+    Json perform(const std::string& op, Fields& f) {
+        if (op == "open") return open(f);
+        if (op == "close") return close(f);
+        if (op == "sessions") return list(f);
+        if (op == "generate") return generate(f);
+        if (op == "truncate") return truncate(f);
+        if (op == "snapshot" || op == "restore") return keep(op, f);
+        if (op == "tune") return tune(f);
+        if (op == "cancel") {
+            f.skip("request");
+            return f.done(), Json::object();  // its request has ended already
+        }
+        if (op == "quit") return f.done(), quit_ = true, Json::object();
+        throw Error("unknown op " + Json(op.substr(0, 60)).dump(-1, ' ', true), "see edgespec-runtime --help");
+    }
+
+    Conversation& session(const std::string& name) {
+        const auto found = sessions_.find(name);
+        if (found == sessions_.end()) throw Error("no session is called " + Json(name.substr(0, 60)).dump(-1, ' ', true), "open it first");
+        return *found->second;
+    }
+
+    Json open(Fields& f) {
+        const std::string name = f.text("session");
+        f.done();
+        if (sessions_.count(name)) throw Error("session " + Json(name.substr(0, 60)).dump(-1, ' ', true) + " is open already", "choose another name, or close it");
+        auto made = std::make_unique<Conversation>(*target_, draft_.get());
+        const int64_t bytes = made->bytes();
+        sessions_[name] = std::move(made);
+        return {{"session", name}, {"bytes", bytes}};
+    }
+    Json close(Fields& f) {
+        const std::string name = f.text("session");
+        f.done();
+        session(name);
+        sessions_.erase(name);
+        return {{"session", name}};
+    }
+    Json list(Fields& f) {
+        f.done();
+        Json out = Json::array();
+        for (const auto& [name, c] : sessions_) out.push_back({{"session", name}, {"tokens", c->history.size()}, {"bytes", c->bytes()}});
+        return {{"sessions", out}};
+    }
+    Json truncate(Fields& f) {
+        Conversation& c = session(f.text("session"));
+        const int64_t tokens = f.whole("tokens", -1, 0, int64_t(c.history.size()));
+        f.done();
+        if (tokens < 0) throw Error("field tokens is missing", "see edgespec-runtime --help");
+        c.truncate(int(tokens));
+        return {{"tokens", tokens}};
+    }
+    Json keep(const std::string& op, Fields& f) {
+        Conversation& c = session(f.text("session"));
+        const std::string path = f.text("path");
+        f.done();
+        if (op == "snapshot") return {{"bytes", save(c, bundle_.identity, path)}};
+        restore(c, bundle_.identity, path);
+        return {{"tokens", c.history.size()}};
+    }
+    Json tune(Fields& f) {
+        const int runs = int(f.whole("runs", 20, 1, 10000));
+        f.done();
+        return {{"table", measure(*target_, draft_.get(), runs, options_.onnx.threads)}};
+    }
+
+    Json generate(Fields& f) {
+        Conversation& c = session(f.text("session"));
+        Request r;
+        r.tokens = f.ids("tokens");
+        r.stop_ids = f.has("stop_ids") ? f.ids("stop_ids") : bundle_.stop_ids;
+        r.max_new_tokens = int(f.whole("max_new_tokens", 128, 1, 1 << 30));
+        r.sampling.temperature = f.number("temperature", 0, 0, 100);
+        r.sampling.top_k = int(f.whole("top_k", 0, 0, 1 << 30));
+        r.sampling.top_p = f.number("top_p", 1, 1e-6, 1);
+        r.sampling.min_p = f.number("min_p", 0, 0, 1);
+        r.sampling.repetition_penalty = f.number("repetition_penalty", 1, 0.01, 100);
+        r.sampling.seed = uint64_t(f.whole("seed", 0, 0, INT64_MAX));
+        using D = Drafter;
+        r.drafter = f.word<D>("drafter", {{"auto", D::both}, {"both", D::both}, {"draft", D::draft}, {"ngram", D::ngram}, {"none", D::none}}, D::both);
+        if (r.drafter == D::draft && !draft_) throw Error("the bundle has no draft model", "export with --draft, or use another drafter");
+        r.rule = f.word<Rule>("stop_rule", {{"cost", Rule::cost}, {"adaedl", Rule::adaedl}, {"confidence", Rule::confidence}, {"fixed", Rule::fixed}}, Rule::cost);
+        r.draft_tokens = int(f.whole("draft_tokens", 0, 0, 1 << 20));
+        r.threshold = f.number("threshold", 0.5, 0, 1);
+        r.lambda = f.number("lambda", 0.7, 0, 1);
+        r.acceptance = f.number("acceptance", 0.9, 0, 1);
+        trace_ = f.flag("trace");
+        f.done();
+        return figures(edgespec::generate(c, r, costs_, *this));
+    }
+
+    Json figures(const Summary& s) const {
+        const double emitted = std::max(0, s.tokens_new - 1);  // the first token is the prompt's
+        const double be = s.verify_calls ? emitted / s.verify_calls : 0, gamma = s.verify_calls ? double(s.draft_calls) / s.verify_calls : 0;
+        const double c = draft_ ? double(draft_->entry.bytes_weights) / double(std::max<int64_t>(1, target_->entry.bytes_weights)) : 0;
+        Json stats = {{"tokens_prompt", s.tokens_prompt}, {"tokens_new", s.tokens_new}, {"rounds", s.rounds}, {"tokens_drafted", s.drafted},
+                      {"tokens_accepted", s.accepted}, {"drafted_by_position", s.drafted_by_position}, {"accepted_by_position", s.accepted_by_position},
+                      {"verify_calls", s.verify_calls}, {"draft_calls", s.draft_calls}, {"time_prompt_s", s.prompt_s}, {"time_decode_s", s.decode_s},
+                      {"time_first_token_s", s.prompt_s}, {"time_graphs_s", s.graphs_s}, {"tokens_per_s", s.decode_s > 0 ? emitted / s.decode_s : 0},
+                      {"block_efficiency", be}, {"c", c}, {"gamma", gamma}, {"mbsu", be / (1 + c * gamma)}, {"bytes_rss_peak", rss_peak()}, {"table", costs_.name}};
+        return {{"reason", s.reason}, {"stats", std::move(stats)}};
+    }
+
+    Lines& lines_;  // never freed: its reader may still be waiting for input when the program ends
+    Manifest bundle_;
+    std::unique_ptr<Backend> backend_;
+    Costs costs_;
+    Options options_;
+    std::unique_ptr<Model> target_, draft_;
+    std::map<std::string, std::unique_ptr<Conversation>> sessions_;
+    Json id_;
+    bool trace_ = false, quit_ = false;
+};
+
+}  // namespace
+
+int serve(const Options& options) {
+    Server server(options);
+    return server.run();
+}
+
+}  // namespace edgespec

@@ -1,0 +1,109 @@
+#include "snapshot.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+
+#include "error.h"
+
+namespace edgespec {
+namespace {
+
+constexpr char MAGIC[8] = {'e', 'd', 'g', 'e', 's', 'n', 'a', 'p'};
+constexpr uint32_t VERSION = 1;
+const char* const HINT = "use a snapshot that this bundle's session wrote";
+
+// magic, version, bundle, tokens; then for target and draft: count, position, floats; then all tokens, all floats; a checksum.
+struct Header {
+    char magic[8];
+    uint32_t version, tokens;
+    uint64_t bundle;
+    struct Part { uint32_t count, position; uint64_t floats; } target, draft;
+};
+
+struct File {
+    std::FILE* at;
+    uint64_t sum = fnv1a(nullptr, 0);
+
+    File(const std::string& path, const char* mode) : at(std::fopen(path.c_str(), mode)) {}
+    ~File() { if (at) std::fclose(at); }
+    bool write(const void* data, size_t bytes) {
+        sum = fnv1a(data, bytes, sum);
+        return std::fwrite(data, 1, bytes, at) == bytes;
+    }
+    bool read(void* data, size_t bytes) {
+        const bool whole = std::fread(data, 1, bytes, at) == bytes;
+        if (whole) sum = fnv1a(data, bytes, sum);
+        return whole;
+    }
+};
+
+Header::Part part(const State& state, std::vector<float>& floats) {
+    state.cache.save(floats);
+    return {uint32_t(state.cache.count()), uint32_t(state.cache.position()), floats.size()};
+}
+
+void check(const Header::Part& p, const State& state, uint32_t tokens, const std::string& path) {
+    const ModelEntry& m = state.entry();
+    const bool filled = p.count == p.position || (m.policy != "none" && p.position > p.count && p.count >= uint32_t(m.budget));
+    if (p.position > tokens || p.count > uint32_t(m.slots()) || !filled || p.floats != uint64_t(state.cache.row_floats()) * p.count)
+        throw Error(path + " is damaged: its sizes make no sense", HINT);
+}
+
+}  // namespace
+
+int64_t save(const Conversation& c, uint64_t bundle, const std::string& path) {
+    std::vector<float> target, draft;
+    Header h{};
+    std::memcpy(h.magic, MAGIC, sizeof MAGIC);
+    h.version = VERSION, h.tokens = uint32_t(c.history.size()), h.bundle = bundle;
+    h.target = part(c.target, target);
+    if (c.draft) h.draft = part(*c.draft, draft);
+    const std::string temporary = path + "." + std::to_string(::getpid());
+    bool written = false;
+    {
+        File file(temporary, "wb");
+        if (!file.at) throw Error(path + " cannot be written: " + std::strerror(errno), "choose another path");
+        written = file.write(&h, sizeof h) && file.write(c.history.data(), c.history.size() * sizeof(int)) &&
+                  file.write(target.data(), target.size() * sizeof(float)) && file.write(draft.data(), draft.size() * sizeof(float));
+        const uint64_t sum = file.sum;
+        written = written && file.write(&sum, sizeof sum) && std::fflush(file.at) == 0 && ::fsync(::fileno(file.at)) == 0;
+    }
+    if (!written || std::rename(temporary.c_str(), path.c_str()) != 0) {
+        const std::string why = std::strerror(errno);
+        std::remove(temporary.c_str());
+        throw Error(path + " cannot be written: " + why, "free some space, or choose another path");
+    }
+    return int64_t(sizeof h + c.history.size() * sizeof(int) + (target.size() + draft.size()) * sizeof(float) + sizeof(uint64_t));
+}
+
+void restore(Conversation& c, uint64_t bundle, const std::string& path) {
+    File file(path, "rb");
+    struct stat found {};
+    if (!file.at || ::fstat(::fileno(file.at), &found) != 0 || !S_ISREG(found.st_mode)) throw Error(path + " cannot be read", HINT);
+    Header h{};
+    if (!file.read(&h, sizeof h) || std::memcmp(h.magic, MAGIC, sizeof MAGIC) != 0) throw Error(path + " is no snapshot", HINT);
+    if (h.version != VERSION) throw Error(path + " is of version " + std::to_string(h.version), h.version > VERSION ? "update edgespec" : HINT);
+    if (h.bundle != bundle) throw Error(path + " is of another bundle", HINT);
+    if (h.tokens > uint32_t(c.target.entry().positions) + 1) throw Error(path + " is damaged: its sizes make no sense", HINT);
+    check(h.target, c.target, h.tokens, path);
+    if (c.draft) check(h.draft, *c.draft, h.tokens, path);
+    else if (h.draft.floats) throw Error(path + " is of a bundle with a draft", HINT);
+    std::vector<int> history(h.tokens);
+    std::vector<float> target(h.target.floats), draft(h.draft.floats);
+    uint64_t sum = 0;
+    bool whole = file.read(history.data(), history.size() * sizeof(int)) && file.read(target.data(), target.size() * sizeof(float)) &&
+                 file.read(draft.data(), draft.size() * sizeof(float));
+    const uint64_t expected = file.sum;
+    whole = whole && file.read(&sum, sizeof sum) && sum == expected && std::fgetc(file.at) == EOF;
+    if (!whole) throw Error(path + " is damaged: its checksum does not fit", HINT);
+    for (const int token : history)
+        if (token < 0 || token >= c.target.entry().vocab) throw Error(path + " holds a token outside the vocabulary", HINT);
+    c.history.assign(history.begin(), history.end());
+    c.target.cache.load(target, int(h.target.count), int(h.target.position));
+    if (c.draft) c.draft->cache.load(draft, int(h.draft.count), int(h.draft.position));
+}
+
+}  // namespace edgespec

@@ -1,0 +1,13 @@
+// Measures what a call costs at each width, for the table that the cost rule reads.
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include "model.h"
+
+namespace edgespec {
+
+// Microseconds a call: the median of `runs`, the kinds interleaved, at a cache that is a quarter full.
+nlohmann::json measure(Model& target, Model* draft, int runs, int threads);
+
+}  // namespace edgespec
