@@ -1,6 +1,9 @@
 // ONNX Runtime behind the backend interface: its C API, one pool of threads, every weight mapped once.
 
 #include <fcntl.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <onnxruntime_c_api.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -137,6 +140,11 @@ class OnnxBackend : public Backend {
             check(api->AddInitializer(options, array.name.c_str(), weight(array)), "share " + array.name);
         OrtSession* session = nullptr;
         check(api->CreateSessionWithPrepackedWeightsContainer(env_, path.c_str(), options, prepacked_, &session), "open " + file);
+        // Kernels read their own packed copies from now on; what is looked up in the mapping pages in again.
+        for (auto& [name, mapped] : files_) madvise(mapped->data(), mapped->size(), MADV_DONTNEED);
+#ifdef __GLIBC__
+        malloc_trim(0);
+#endif
         return std::make_unique<OnnxGraph>(session, memory_);
     }
 

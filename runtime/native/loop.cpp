@@ -18,8 +18,15 @@ constexpr double PRIOR_DRAFT = 0.6, PRIOR_NGRAM[] = {0.45, 0.55, 0.65, 0.75};  /
 
 double seconds(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
 
-// Rows of a cache that may be taken off its end: those since the last commit.
-int removable(const State& state, int budget) { return state.cache.evicted() ? state.cache.count() - budget : state.cache.count(); }
+// Let a state hold no more than the first tokens of a conversation but the last, which is absorbed anew for its logits.
+// Rows since the last commit come off the end; for more, everything is absorbed again.
+void cut(State& state, int tokens) {
+    const int away = state.cache.position() - std::max(0, tokens - 1);
+    const int removable = state.cache.count() - (state.cache.evicted() ? state.entry().budget : 0);
+    if (away <= 0) return;
+    if (away <= removable) state.cache.roll_back(away);
+    else state.cache.clear();
+}
 
 class Loop {
   public:
@@ -36,9 +43,13 @@ class Loop {
         for (const double prior : PRIOR_NGRAM) ngram_.emplace_back(prior);
     }
 
+    // A round that failed half-way leaves nothing behind: what nobody was told did not happen.
     ~Loop() {
+        if (!settled_) c_.history.resize(c_.history.size() - round_.tokens.size());
         c_.target.trace = nullptr;
-        if (c_.draft) c_.draft->trace = nullptr;
+        if (!c_.draft) return;
+        c_.draft->trace = nullptr;
+        cut(*c_.draft, int(c_.history.size()));
     }
 
     Summary run() {
@@ -179,6 +190,7 @@ class Loop {
     }
 
     void verify() {
+        settled_ = false;
         const int k = int(drafts_.size()), width = costs_.width_for(k + 1);
         rows_.assign(1, c_.history.back());
         rows_.insert(rows_.end(), drafts_.begin(), drafts_.end());
@@ -231,6 +243,7 @@ class Loop {
     // Count the rows whose tokens stand, and take the draft's others back.
     void settle() {
         const int emitted = int(round_.tokens.size());
+        settled_ = true;
         c_.target.accept(emitted);
         c_.target.commit_if_full();
         if (c_.draft) {
@@ -281,6 +294,7 @@ class Loop {
     std::vector<Acceptance> ngram_;
     size_t matched_ = 0;
     int widest_ = 0, cap_ = 0;
+    bool settled_ = true;
     std::vector<int> drafts_, rows_;
     std::vector<Law> laws_;
     Law law_, left_;
@@ -300,14 +314,8 @@ int64_t Conversation::bytes() const { return target.cache.bytes() + (draft ? dra
 
 void Conversation::truncate(int tokens) {
     history.resize(size_t(tokens));
-    const auto cut = [&](State& state, int budget) {
-        const int away = state.cache.position() - std::max(0, tokens - 1);  // the last token is absorbed anew for its logits
-        if (away <= 0) return;
-        if (away <= removable(state, budget)) state.cache.roll_back(away);
-        else state.cache.clear();
-    };
-    cut(target, target.entry().budget);
-    if (draft) cut(*draft, draft->entry().budget);
+    cut(target, tokens);
+    if (draft) cut(*draft, tokens);
 }
 
 Summary generate(Conversation& c, const Request& r, const Costs& costs, Listener& listener) {

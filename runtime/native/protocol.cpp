@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cinttypes>
 #include <cmath>
 #include <cstdio>
 #include <map>
@@ -57,6 +58,15 @@ int64_t rss_peak() {
     struct rusage used {};
     getrusage(RUSAGE_SELF, &used);
     return int64_t(used.ru_maxrss) * 1024;
+}
+
+int64_t rss_now() {
+    int64_t pages = 0;
+    if (std::FILE* file = std::fopen("/proc/self/statm", "r")) {
+        if (std::fscanf(file, "%*d %" SCNd64, &pages) != 1) pages = 0;
+        std::fclose(file);
+    }
+    return pages ? pages * sysconf(_SC_PAGESIZE) : rss_peak();
 }
 
 void say(const Json& event) {
@@ -153,7 +163,7 @@ class Server : public Listener {
         say({{"event", "ready"}, {"protocol", 1}, {"version", EDGESPEC_VERSION}, {"bundle", options.bundle}, {"draft", bool(draft_)},
              {"positions", t.positions}, {"slots", t.slots()}, {"policy", t.policy}, {"widths", t.widths("verify")}, {"threads", options.onnx.threads},
              {"stop_ids", bundle_.stop_ids}, {"table", costs_.name}, {"load_s", std::chrono::duration<double>(Clock::now() - start).count()},
-             {"bytes_rss", rss_peak()}});
+             {"bytes_rss", rss_now()}});
     }
 
     int run() {
@@ -311,7 +321,7 @@ class Server : public Listener {
                       {"tokens_accepted", s.accepted}, {"drafted_by_position", s.drafted_by_position}, {"accepted_by_position", s.accepted_by_position},
                       {"verify_calls", s.verify_calls}, {"draft_calls", s.draft_calls}, {"time_prompt_s", s.prompt_s}, {"time_decode_s", s.decode_s},
                       {"time_first_token_s", s.prompt_s}, {"time_graphs_s", s.graphs_s}, {"tokens_per_s", s.decode_s > 0 ? emitted / s.decode_s : 0},
-                      {"block_efficiency", be}, {"c", c}, {"gamma", gamma}, {"mbsu", be / (1 + c * gamma)}, {"bytes_rss_peak", rss_peak()}, {"table", costs_.name}};
+                      {"block_efficiency", be}, {"c", c}, {"gamma", gamma}, {"mbsu", be / (1 + c * gamma)}, {"bytes_rss", rss_now()}, {"bytes_rss_peak", rss_peak()}, {"table", costs_.name}};
         return {{"reason", s.reason}, {"stats", std::move(stats)}};
     }
 

@@ -1,0 +1,149 @@
+// A model in a few lines behind the backend interface. Its logits depend on every visible cache row and on the call's
+// own rows, so that a row lost, doubled or in the wrong place changes the text; its commit keeps rows that depend on
+// their content.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "backend.h"
+#include "testing.h"
+
+namespace edgespec {
+
+inline uint64_t mix(uint64_t a, uint64_t b) {
+    uint64_t z = a * 0x9e3779b97f4a7c15ull + b + 0x632be59bd9b4e019ull;
+    z = (z ^ (z >> 29)) * 0xbf58476d1ce4e5b9ull;
+    return z ^ (z >> 32);
+}
+
+struct Faults {
+    int nan_at_position = -1, fail_at_position = -1, wild_token = 0;
+};
+
+class FakeCall : public Call {
+  public:
+    FakeCall(const ModelEntry& model, const GraphSpec& spec, const Faults& faults, const std::vector<Buffer>& in, const std::vector<Buffer>& out)
+        : m_(model), spec_(spec), faults_(faults) {
+        for (const auto* list : {&in, &out})
+            for (const Buffer& b : *list) at_[b.spec->name] = b.data;
+    }
+
+    void run() override { spec_.kind == "commit" ? commit() : step(); }
+
+  private:
+    template <typename T> T* get(const char* name) { return static_cast<T*>(at_.at(name)); }
+
+    void step() {
+        const int32_t* tokens = get<int32_t>("tokens");
+        const int position = *get<int32_t>("position"), count = *get<int32_t>("count");
+        CHECK(count >= 0 && count < m_.slots() && position < m_.positions);
+        if (position <= faults_.fail_at_position && faults_.fail_at_position < position + spec_.width) throw Error("the fake fails here", "it was told to");
+        float* keys = get<float>("keys_0");
+        const bool append = m_.contract == "append";
+        float* fresh = append ? keys + count : get<float>("new_keys");
+        const int only = spec_.kind == "prefill" ? *get<int32_t>("row") : -1;
+        for (int r = 0; r < spec_.width; ++r) {
+            fresh[r] = float((position + r) * 64 + tokens[r]);  // a row is its position and token
+            uint64_t state = 0;
+            for (int i = 0; i < count; ++i) state = mix(state, uint64_t(keys[i]));
+            for (int i = 0; i <= r; ++i) state = mix(state, uint64_t(fresh[i]));
+            if (only < 0 || r == only) logits(state, tokens[r], only < 0 ? r : 0, position + r);
+        }
+        if (!append) std::memcpy(get<float>("new_values"), fresh, sizeof(float) * size_t(spec_.width));
+        if (append) std::memcpy(get<float>("values_0") + count, fresh, sizeof(float) * size_t(spec_.width));
+    }
+
+    // The target's law depends on everything seen; the draft's is the same half of the time.
+    void logits(uint64_t state, int token, int row, int position) {
+        float* out = get<float>("logits") + row * m_.head_rows;
+        const bool draft = m_.name == "draft";
+        if (draft && mix(state, 5) % 2) state = mix(state, 99);
+        int best = 0;
+        for (int i = 0; i < m_.head_rows; ++i) {
+            const int id = m_.head_ids.empty() ? i : m_.head_ids[size_t(i)];
+            out[i] = float(mix(state, uint64_t(id)) % 4096) / 1024 + (id == (token + 1) % m_.vocab ? 2.5f : 0.0f);  // likely: the next id
+            if (out[i] > out[best]) best = i;
+        }
+        if (position == faults_.nan_at_position) std::fill(out, out + m_.head_rows, std::nanf(""));
+        get<int32_t>("argmax")[row] = m_.head_ids.empty() ? best + faults_.wild_token : m_.head_ids[size_t(best)];
+        if (!draft || spec_.kind == "prefill") return;
+        double total = 0, entropy = 0;
+        for (int i = 0; i < m_.head_rows; ++i) total += std::exp(double(out[i]));
+        for (int i = 0; i < m_.head_rows; ++i) {
+            const double p = std::exp(double(out[i])) / total;
+            entropy -= p * std::log(p);
+        }
+        get<float>("entropy")[row] = float(entropy);
+        get<float>("top_probabilities")[row] = float(std::exp(double(out[best])) / total);
+    }
+
+    void commit() {
+        const float* keys = get<float>("keys");
+        std::vector<int32_t> order(size_t(m_.slots()));
+        for (int i = 0; i < m_.slots(); ++i) order[size_t(i)] = i;
+        std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return mix(uint64_t(keys[a]), 3) > mix(uint64_t(keys[b]), 3); });
+        std::sort(order.begin(), order.begin() + m_.budget);
+        std::copy(order.begin(), order.begin() + m_.budget, get<int32_t>("keep"));
+    }
+
+    const ModelEntry& m_;
+    const GraphSpec& spec_;
+    const Faults& faults_;
+    std::map<std::string, void*> at_;
+};
+
+class FakeGraph : public Graph {
+  public:
+    FakeGraph(const ModelEntry& model, const GraphSpec& spec, const Faults& faults) : m_(model), spec_(spec), faults_(faults) {}
+    std::unique_ptr<Call> bind(const std::vector<Buffer>& in, const std::vector<Buffer>& out) override {
+        return std::make_unique<FakeCall>(m_, spec_, faults_, in, out);
+    }
+
+  private:
+    const ModelEntry& m_;
+    const GraphSpec& spec_;
+    const Faults& faults_;
+};
+
+class FakeBackend : public Backend {
+  public:
+    explicit FakeBackend(const ModelEntry& model) : m_(model) {}
+    std::unique_ptr<Graph> open(const std::string& file) override {
+        for (const GraphSpec& g : m_.graphs)
+            if (g.file == file) return std::make_unique<FakeGraph>(m_, g, faults);
+        return nullptr;
+    }
+    Faults faults;
+
+  private:
+    const ModelEntry& m_;
+};
+
+inline ModelEntry fake_model(const std::string& name, const std::string& contract, const std::string& policy, int budget, int block, std::vector<int> buckets = {}) {
+    ModelEntry m;
+    m.name = name, m.contract = contract, m.policy = policy, m.budget = budget, m.block = block;
+    m.layers = m.kv_heads = m.head_dim = 1, m.vocab = m.head_rows = 12, m.positions = 400, m.windows = {0}, m.widths_agree = true, m.bytes_weights = 10;
+    m.buckets = buckets.empty() ? std::vector<int>{budget} : buckets;
+    if (name == "draft") m.head_ids = {0, 1, 2, 3, 5, 6, 7, 8, 9, 11}, m.head_rows = 10, m.bytes_weights = 1;
+    const auto f = Type::float32, i = Type::int32;
+    std::vector<std::pair<std::string, int>> kinds{{"prefill", block}};
+    if (name == "draft") kinds.push_back({"draft", 2});
+    else for (const int w : {1, 2, 4, 8}) kinds.push_back({w == 1 ? "decode" : "verify", w});
+    for (const int bucket : m.buckets)
+        for (const auto& [kind, w] : kinds) {
+            const int64_t n = kind == "prefill" ? 1 : w, rows = bucket + block + (contract == "append" ? block - 1 + 8 : 0);
+            GraphSpec g{kind + std::to_string(w) + "-" + std::to_string(bucket), kind, w, bucket, {}, {}};
+            g.inputs = {{"tokens", i, {1, w}}, {"position", i, {1}}, {"count", i, {1}}, {"keys_0", f, {1, 1, rows, 1}}, {"values_0", f, {1, 1, rows, 1}}};
+            if (kind == "prefill") g.inputs.push_back({"row", i, {1}});
+            g.outputs = {{"logits", f, {1, n, m.head_rows}}, {"argmax", i, {1, n}}};
+            if (kind == "draft") g.outputs.insert(g.outputs.end(), {{"entropy", f, {1, n}}, {"top_probabilities", f, {1, n, 1}}});
+            if (contract == "rows") g.outputs.insert(g.outputs.end(), {{"new_keys", f, {1, 1, w, 1}}, {"new_values", f, {1, 1, w, 1}}});
+            m.graphs.push_back(g);
+        }
+    if (policy != "none") m.graphs.push_back({"commit", "commit", block, budget, {{"keys", f, {1, 1, budget + block, 1}}}, {{"keep", i, {1, budget}}}});
+    return m;
+}
+
+}  // namespace edgespec

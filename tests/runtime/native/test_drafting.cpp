@@ -1,0 +1,60 @@
+// Prompt lookup, the cost rule and AdaEDL's controller, against cases done by hand.
+#include "drafting.h"
+
+#include "testing.h"
+
+using namespace edgespec;
+
+static void lookup() {
+    using V = std::vector<int>;
+    Lookup l = look_up({1, 2, 3, 9, 1, 2, 3, 8, 7, 2, 3}, 3);
+    CHECK(l.matched == 2 && (l.drafts == V{8, 7, 2}));  // the latest place of "2 3"
+    l = look_up({1, 2, 3, 9, 5, 2, 3, 8, 7, 1, 2, 3}, 2);
+    CHECK(l.matched == 3 && (l.drafts == V{9, 5}));  // the longer match wins over the later one
+    l = look_up({4, 1, 2, 1, 2}, 5);
+    CHECK(l.matched == 2 && (l.drafts == V{1, 2, 1, 2, 1}));  // a text that repeats itself goes on
+    CHECK(look_up({1, 2, 3, 4}, 4).matched == 0);
+    CHECK(look_up({}, 4).matched == 0 && look_up({1}, 4).matched == 0 && look_up({1, 1, 1}, 0).drafts.empty());
+    CHECK(look_up({1, 1, 1, 1}, 2).drafts == (V{1, 1}));
+}
+
+static void lengths() {
+    Costs c;
+    c.verify = {{1, 1.0}, {2, 1.1}, {4, 1.3}, {8, 2.0}};
+    CHECK(c.width_for(1) == 1 && c.width_for(3) == 4 && c.width_for(5) == 8 && c.width_for(9) == 0);
+    CHECK(best_length(c, 0, 0.1, 0, 7) == 0);     // nothing is ever accepted
+    CHECK(best_length(c, 1, 0, 0, 7) == 7);       // everything is, for nothing
+    CHECK(best_length(c, 1, 0, 0, 5) == 3);       // 4 tokens for 1.3, not 6 for 2.0
+    CHECK(best_length(c, 0.5, 0, 0, 7) == 3);     // 1.875 / 1.3 beats 1.5 / 1.1 and 1.99 / 2.0
+    CHECK(best_length(c, 0.5, 0.5, 0, 7) == 0);   // a dear draft: 1.5 / 1.6
+    CHECK(best_length(c, 0.9, 0.05, 0, 7) == 7);  // 5.695 / 2.35 = 2.42, and 3.439 / 1.45 = 2.37 for 3
+}
+
+static void acceptance() {
+    Acceptance a(0.6);
+    CHECK(std::abs(a.value() - 0.6) < 1e-12);
+    for (int i = 0; i < 20; ++i) a.learn(0, 4);
+    CHECK(a.value() < 0.1);
+    const double low = a.value();
+    for (int i = 0; i < 100; ++i) a.forget();
+    CHECK(a.value() > 0.4 && low < 0.4);  // tried again one day
+    for (int i = 0; i < 20; ++i) a.learn(4, 4);
+    CHECK(a.value() > 0.9);
+}
+
+static void adaedl() {
+    AdaEdl a(0.7, 0.9);
+    CHECK(!a.stops(0) && !a.stops(0.44) && a.stops(0.46));  // 1 - sqrt(0.2 H) < 0.7 from H = 0.45
+    a.learn(0, 4, 7);  // AR 0.45 < 0.9
+    CHECK(std::abs(a.lambda() - (0.9 * 0.7 + 0.1 * 0.71)) < 1e-12);
+    AdaEdl b(0.7, 1.0);
+    b.learn(4, 4, 7);  // AR 1, not the cap
+    CHECK(std::abs(b.lambda() - (0.9 * 0.7 + 0.1 * 0.69)) < 1e-12);
+    AdaEdl c(0.7, 1.0);
+    c.learn(7, 7, 7);
+    CHECK(std::abs(c.lambda() - 0.7) < 1e-12);
+    c.learn(0, 0, 7);
+    CHECK(std::abs(c.lambda() - 0.7) < 1e-12);
+}
+
+int main() { lookup(), lengths(), acceptance(), adaedl(); }
