@@ -22,14 +22,15 @@ Lookup look_up(const std::vector<int>& text, int most_drafts, int least = 2, int
 // where nothing is tried, so a drafter that was given up is tried again after a while.
 class Acceptance {
   public:
-    explicit Acceptance(double prior) : prior_(prior) {}
+    // `rest`: what is left of the evidence after a round without a trial.
+    explicit Acceptance(double prior, double rest = 0.97) : prior_(prior), rest_(rest) {}
     double value() const { return (accepted_ + WEIGHT * prior_) / (tried_ + WEIGHT); }
     void learn(int accepted, int drafted);
-    void forget() { accepted_ *= REST, tried_ *= REST; }
+    void forget() { accepted_ *= rest_, tried_ *= rest_; }
 
   private:
-    static constexpr double WEIGHT = 1, DECAY = 0.85, REST = 0.97;
-    double prior_, accepted_ = 0, tried_ = 0;
+    static constexpr double WEIGHT = 1, DECAY = 0.85;
+    double prior_, rest_, accepted_ = 0, tried_ = 0;
 };
 
 // The number of drafts with the most expected tokens for their time: argmax over g of
