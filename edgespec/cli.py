@@ -12,13 +12,23 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import fields
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn
 
-from edgespec.config import CheckConfig, ExportConfig, GenerateConfig, InspectConfig, add_flags, from_values
+from edgespec.config import (
+    BuildConfig,
+    ChatConfig,
+    CheckConfig,
+    ExportConfig,
+    GenerateConfig,
+    InspectConfig,
+    TuneConfig,
+    add_flags,
+    from_values,
+)
 from edgespec.errors import BackendError, EdgespecError, InputError
 from edgespec.progress import Progress
 
@@ -106,21 +116,107 @@ def check(config: CheckConfig, as_json: bool, progress: Progress) -> int:
 
 
 def generate(config: GenerateConfig, as_json: bool, progress: Progress) -> int:
-    """Continue a prompt."""
+    """Answer a prompt, speculatively; the text is that of plain decoding."""
     config.check()
-    from edgespec.bundle import open_bundle
-
-    open_bundle(config.bundle, verify=False)
-    session_type = _load("edgespec.runtime.session", "Session", extra="onnx")
-    with progress.stage("opening"):
-        session = session_type.open(Path(config.bundle))
-    answer = session.generate(config.prompt, tokens=config.tokens, raw=config.raw)
+    runtime_type = _load("edgespec.runtime.session", "Runtime", extra="onnx")
+    settings = _settings(config)
+    with (
+        runtime_type.open(config.bundle, config.threads, note=progress.note) as runtime,
+        open(config.trace, "w", encoding="utf-8") if config.trace else nullcontext() as trace,
+    ):
+        session = runtime.session()
+        for piece in session.stream(config.prompt, settings, raw=config.raw, trace=trace):
+            if not as_json:
+                print(piece, end="", flush=True)
     if as_json:
-        _print_json("generate", answer.to_json())
+        _print_json("generate", session.answer.to_json())
     else:
-        print(answer.text)
-    progress.note(f"next: edgespec generate {config.bundle} --help")
+        print()
+    if config.stats:
+        from edgespec.report import stats_lines
+
+        print("\n".join(stats_lines(session.answer.stats)), file=sys.stderr)
+    progress.note(f"next: edgespec chat {config.bundle}")
     return 0
+
+
+def chat(config: ChatConfig, as_json: bool, progress: Progress) -> int:
+    """Talk to a bundle in the terminal: /reset starts anew, /quit or the end of the input ends."""
+    config.check()
+    runtime_type = _load("edgespec.runtime.session", "Runtime", extra="onnx")
+    with runtime_type.open(config.bundle, config.threads, note=progress.note) as runtime:
+        session = runtime.session()
+        for line in _typed(sys.stdin.isatty()):
+            if line == "/quit":
+                break
+            if line == "/reset":
+                session.close()
+                session = runtime.session()
+                continue
+            try:
+                for piece in session.stream(line, _settings(config)):
+                    print("" if as_json else piece, end="", flush=True)
+            except KeyboardInterrupt:  # ends the answer, not the conversation
+                print(" [interrupted]", end="")
+            except InputError as error:
+                print(error, file=sys.stderr)
+                continue
+            print(json.dumps(session.answer.to_json()) if as_json else "")
+    return 0
+
+
+def build(config: BuildConfig, as_json: bool, progress: Progress) -> int:
+    """Compile the native runtime now; prints where the binary is."""
+    path = _load("edgespec.runtime.build", "binary")(progress.note, config.sanitize)
+    if as_json:
+        _print_json("build", {"binary": str(path)})
+    else:
+        print(path)
+    return 0
+
+
+def tune(config: TuneConfig, as_json: bool, progress: Progress) -> int:
+    """Measure what a call costs at each width, for the rule that decides how much to draft."""
+    config.check()
+    _load("edgespec.runtime.session", "Runtime", extra="onnx")
+    from edgespec.runtime.session import Runtime, table_of
+
+    with Runtime.open(config.bundle, config.threads, note=progress.note) as runtime:
+        with progress.stage("calls"):
+            table = runtime.process.ask("tune", runs=config.runs)["table"]
+        path = table_of(runtime.bundle.path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    if as_json:
+        _print_json("tune", {"file": str(path), "table": table})
+    else:
+        from edgespec.report import costs_lines
+
+        print("\n".join(costs_lines(table)))
+        print(path)
+    progress.note(f'next: edgespec generate {config.bundle} "..." --stats')
+    return 0
+
+
+def _settings(config: GenerateConfig | ChatConfig) -> Any:
+    settings_type = _load("edgespec.runtime.session", "Settings", extra="onnx")
+    values = {f.name: getattr(config, f.name) for f in fields(settings_type) if hasattr(config, f.name)}
+    return settings_type(**values | ({"drafter": "none"} if getattr(config, "no_draft", False) else {}))
+
+
+def _typed(prompt: bool) -> Iterator[str]:
+    """Lines that the user types, without the empty ones."""
+    while True:
+        try:
+            line = input("> " if prompt else "").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print()
+            return
+        if line:
+            yield line
 
 
 COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
@@ -128,6 +224,9 @@ COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
     (inspect, InspectConfig),
     (check, CheckConfig),
     (generate, GenerateConfig),
+    (chat, ChatConfig),
+    (tune, TuneConfig),
+    (build, BuildConfig),
 )
 
 

@@ -150,19 +150,91 @@ class CheckConfig:
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """`edgespec generate`: the bundle and the prompt."""
+    """`edgespec generate`: the bundle, the prompt and how to sample and draft."""
 
     bundle: str = _flag("folder of the bundle", positional=True)
     prompt: str = _flag("what to say to the model", positional=True)
-    tokens: int = _flag("most tokens to generate", 128)
+    max_new_tokens: int = _flag("most tokens to generate", 256)
+    temperature: float = _flag("0 is greedy", 0.0)
+    top_k: int = _flag("sample among the k likeliest tokens; 0: all", 0)
+    top_p: float = _flag("sample among the likeliest tokens that make up this much", 1.0)
+    min_p: float = _flag("leave out tokens below this share of the likeliest one's probability", 0.0)
+    repetition_penalty: float = _flag("above 1 makes tokens already said less likely", 1.0)
+    seed: int = _flag("of the sampling: the same seed repeats a text", 0)
+    drafter: str = _flag("who drafts", "auto", choices=("auto", "draft", "ngram", "both", "none"))
+    no_draft: bool = _flag("decode plainly, the same as --drafter none", False)
+    stop_rule: str = _flag("when a draft ends", "cost", choices=("cost", "adaedl", "confidence", "fixed"))
+    draft_tokens: int = _flag("most drafted tokens a round; 0: as many as the graphs hold", 0)
+    threads: int = _flag("threads of all graphs together; 0: the machine's cores, at most 4", 0)
+    stats: bool = _flag("print what it took on stderr", False)
+    trace: str | None = _flag("file for a JSON line about every prompt and round", None)
     raw: bool = _flag("continue the prompt as plain text, without the chat template", False)
 
     def check(self) -> GenerateConfig:
         """Itself, or an InputError for the first value that cannot work."""
-        _between("tokens", self.tokens, 1, 2**20)
         if not self.prompt.strip():
             raise InputError("the prompt is empty", 'write one: edgespec generate BUNDLE "..."')
+        _check_sampling(self)
+        if self.trace is not None and not os.path.isdir(os.path.dirname(os.path.abspath(self.trace))):
+            raise InputError(
+                f"trace {self.trace!r} is in no folder", "give --trace a file in an existing one"
+            )
         return self
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """`edgespec chat`: the bundle and how to sample."""
+
+    bundle: str = _flag("folder of the bundle", positional=True)
+    max_new_tokens: int = _flag("most tokens of one answer", 512)
+    temperature: float = _flag("0 is greedy", 0.0)
+    top_k: int = _flag("sample among the k likeliest tokens; 0: all", 0)
+    top_p: float = _flag("sample among the likeliest tokens that make up this much", 1.0)
+    repetition_penalty: float = _flag("above 1 makes tokens already said less likely", 1.0)
+    seed: int = _flag("of the sampling", 0)
+    threads: int = _flag("threads of all graphs together; 0: the machine's cores, at most 4", 0)
+
+    def check(self) -> ChatConfig:
+        """Itself, or an InputError for the first value that cannot work."""
+        _check_sampling(self)
+        return self
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """`edgespec build`."""
+
+    sanitize: bool = _flag(
+        "with AddressSanitizer and UndefinedBehaviorSanitizer: slow, for finding bugs", False
+    )
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """`edgespec tune`: whose calls to measure."""
+
+    bundle: str = _flag("folder of the bundle", positional=True)
+    runs: int = _flag("timed calls of each width", 20)
+    threads: int = _flag("threads of all graphs together; 0: the machine's cores, at most 4", 0)
+
+    def check(self) -> TuneConfig:
+        """Itself, or an InputError for the first value that cannot work."""
+        _between("runs", self.runs, 1, 10_000)
+        _between("threads", self.threads, 0, 256)
+        return self
+
+
+def _check_sampling(config: Any) -> None:
+    _between("max_new_tokens", config.max_new_tokens, 1, 2**20)
+    _between("temperature", config.temperature, 0, 100)
+    _between("top_k", config.top_k, 0, 2**30)
+    _between("top_p", config.top_p, 1e-6, 1)
+    _between("repetition_penalty", config.repetition_penalty, 0.01, 100)
+    _between("seed", config.seed, 0, 2**62)
+    _between("threads", config.threads, 0, 256)
+    for name, most in (("min_p", 1), ("draft_tokens", 2**20)):
+        _between(name, getattr(config, name, 0), 0, most)
 
 
 def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
@@ -191,7 +263,7 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any) -> None:
         shown = _listed(item.default) if isinstance(item.default, tuple) else item.default
         extra["help"] += f" (default: {shown})"
     if "choices" not in extra:
-        extra["metavar"] = {int: "N", tuple[int, ...]: "N,N,..."}.get(hint, item.name.upper())
+        extra["metavar"] = {int: "N", float: "X", tuple[int, ...]: "N,N,..."}.get(hint, item.name.upper())
     parser.add_argument(*names, type=_parser_of(hint), **extra)
 
 
@@ -219,8 +291,8 @@ def from_values(kind: type, values: dict[str, Any]) -> Any:
 
 
 def _parser_of(hint: Any) -> Any:
-    if hint is int:
-        return int
+    if hint in (int, float):
+        return hint
     return _int_list if hint == tuple[int, ...] else str
 
 
@@ -243,7 +315,7 @@ def _listed(values: tuple[int, ...]) -> str:
     return ",".join(map(str, values))
 
 
-def _between(name: str, value: int, least: int, most: int) -> None:
+def _between(name: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:
         raise InputError(f"{name} {value} is not {least} to {most}", f"use another {_flag_name(name)}")
 

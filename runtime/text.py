@@ -1,0 +1,94 @@
+"""Between text and tokens: chat templates in a sandbox, and token ids streamed as text that is final."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import tokenizers
+from jinja2.exceptions import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers.decoders import DecodeStream
+
+from edgespec.errors import BundleError, InputError
+
+Message = dict[str, str]
+UNKNOWN = "\ufffd"  # what incomplete UTF-8 decodes to
+
+
+class Streamed:
+    """Text of tokens as they come: complete characters only, and nothing that may turn into a stop string."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, stops: Sequence[str] = ()) -> None:
+        self.tokenizer, self.stops = tokenizer, [s for s in stops if s]
+        self.decoder = DecodeStream(skip_special_tokens=True)
+        self.held = ""
+        self.pending: list[int] = []
+        self.stopped = False
+
+    def feed(self, token: int) -> str:
+        """The text that is final now; after a stop string nothing more comes."""
+        if self.stopped:
+            return ""
+        self.pending.append(token)
+        piece = self.decoder.step(self.tokenizer, token)
+        if piece is None:
+            return ""
+        self.pending = []
+        return self._release(piece, last=False)
+
+    def end(self) -> str:
+        """What was held back, without a character that never became whole."""
+        rest = self.tokenizer.decode(self.pending, skip_special_tokens=True).rstrip(UNKNOWN)
+        self.pending = []
+        return "" if self.stopped else self._release(rest, last=True)
+
+    def _release(self, piece: str, last: bool) -> str:
+        self.held += piece
+        found = [at for at in (self.held.find(stop) for stop in self.stops) if at >= 0]
+        if found:
+            self.stopped = True
+            return self._take(min(found))
+        keep = 0 if last else max((overlap(self.held, stop) for stop in self.stops), default=0)
+        return self._take(len(self.held) - keep)
+
+    def _take(self, count: int) -> str:
+        text, self.held = self.held[:count], self.held[count:]
+        return text
+
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of the text that begins the stop string."""
+    most = min(len(text), len(stop) - 1)
+    return next((n for n in range(most, 0, -1) if stop.startswith(text[-n:])), 0)
+
+
+def render(template: str, messages: Sequence[Message], bos: str) -> str:
+    """A chat template over messages, ready for the assistant's turn.
+
+    As Transformers renders it, in a sandbox: a template is data from a checkpoint. BundleError where it
+    cannot be rendered, InputError where it refuses the conversation.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **more: json.dumps(value, ensure_ascii=False, **more)
+    environment.globals |= {
+        "raise_exception": _refuse,
+        "strftime_now": lambda form: datetime.datetime.now().strftime(form),
+    }
+    names: dict[str, Any] = {"bos_token": bos, "eos_token": ""}
+    try:
+        return environment.from_string(template).render(
+            messages=list(messages), add_generation_prompt=True, **names
+        )
+    except TemplateError as error:
+        raise BundleError(
+            f"the chat template cannot be rendered: {error}", "use --raw, or export with another template"
+        ) from error
+
+
+def _refuse(message: str) -> None:
+    raise InputError(f"the chat template refuses this conversation: {message}", "use --raw")
