@@ -54,7 +54,8 @@ def stats_lines(stats: dict[str, Any]) -> list[str]:
         f"drafts   {s['tokens_accepted']} of {s['tokens_drafted']} accepted,"
         f" block efficiency {s['block_efficiency']:.2f}",
         f"MBSU     {s['mbsu']:.2f} (c = {s['c']:.3f}, gamma = {s['gamma']:.2f})",
-        f"runtime  {outside:.1%} outside graph calls, {_mib(s['bytes_rss_peak'])} at peak, table {s['table']}",
+        f"runtime  {outside:.1%} outside graph calls, {_mib(s['bytes_rss_peak'])} at peak",
+        f"costs    {s['table']}",
     ]
 
 

@@ -43,6 +43,7 @@ def binary(note: Callable[[str], None], sanitize: bool = False) -> Path:
     BackendError where a tool, a header or the library is missing, or the compiler refuses.
     """
     library = onnx_library()
+    sanitize = sanitize or os.environ.get("EDGESPEC_SANITIZE") == "1"
     home = cache() / f"runtime-{key(library, sanitize)}"
     if not (home / BINARY).exists():
         note("compiling the native runtime (once, about a minute)")

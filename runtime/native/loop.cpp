@@ -57,12 +57,12 @@ class Loop {
         const auto start = Clock::now();
         const Result last = absorb();
         if (!last.logits) return summary_.reason = "cancelled", summary_;
-        emit(choose(target_law(last, 0)));
-        summary_.prompt_s = seconds(start);
         summary_.tokens_prompt = int(r_.tokens.size());
+        if (r_.max_new_tokens > 0) emit(choose(target_law(last, 0)));
+        summary_.prompt_s = seconds(start);
         const auto begun = Clock::now();
         report_prompt();
-        while (!ended()) round();
+        while (r_.max_new_tokens > 0 && !ended()) round();
         summary_.decode_s = seconds(begun);
         return summary_;
     }
@@ -267,7 +267,7 @@ class Loop {
         listener_.prompt(summary_.tokens_prompt, summary_.prompt_s, calls_);
         round_.lambda = adaedl_.lambda();
         calls_.clear();
-        listener_.round(round_, calls_);
+        if (!round_.tokens.empty()) listener_.round(round_, calls_);
         round_ = {};
     }
     void report() {

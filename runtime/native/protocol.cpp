@@ -37,7 +37,7 @@ The first line is {"event":"ready",...}. Every answer carries the request's id; 
    "stop_rule":"cost|adaedl|confidence|fixed","draft_tokens":K,"threshold":0.5,"lambda":0.7,"acceptance":0.9,
    "stop_ids":[..],"trace":false}
       events: prompt, then a round for each verify call, then done with its reason (stop, length, cancelled,
-      positions) and its figures
+      positions) and its figures; "max_new_tokens":0 only absorbs the tokens
   {"op":"cancel","id":3,"request":2}            between two rounds
   {"op":"truncate","id":4,"session":"a","tokens":n}
   {"op":"snapshot","id":5,"session":"a","path":"file"}
@@ -293,7 +293,7 @@ class Server : public Listener {
         Request r;
         r.tokens = f.ids("tokens");
         r.stop_ids = f.has("stop_ids") ? f.ids("stop_ids") : bundle_.stop_ids;
-        r.max_new_tokens = int(f.whole("max_new_tokens", 128, 1, 1 << 30));
+        r.max_new_tokens = int(f.whole("max_new_tokens", 128, 0, 1 << 30));
         r.sampling.temperature = f.number("temperature", 0, 0, 100);
         r.sampling.top_k = int(f.whole("top_k", 0, 0, 1 << 30));
         r.sampling.top_p = f.number("top_p", 1, 1e-6, 1);
