@@ -105,7 +105,9 @@ def check(config: CheckConfig, as_json: bool, progress: Progress) -> int:
     run = _load("edgespec.exporters.check", "check")
     engine = _load("edgespec.runtime.engine", "Engine")
     allowed = operators(config.ops or bundle.manifest.device)
-    result = run(bundle, engine, allowed, config.source, config.text, config.self_only, progress)
+    result = run(
+        bundle, engine, allowed, config.source, config.text, config.self_only, progress, config.draft_source
+    )
     if as_json:
         _print_json("check", result.to_json())
     else:

@@ -87,13 +87,13 @@ class ExportConfig:
                 f"width {self.widths[-1]} is larger than block {self.block}",
                 f"use --block {self.widths[-1]} or more, or narrower --widths",
             )
-        _ascending("buckets", self.buckets)
         for bucket in self.buckets:
             if bucket != self.budget and (bucket > self.budget or bucket % self.block or bucket == 0):
                 raise InputError(
                     f"bucket {bucket} is not a multiple of block {self.block} up to budget {self.budget}",
                     f"use --buckets {self.block}, or leave --buckets out",
                 )
+        _ascending("buckets", self.buckets)
         parse_policy(self.policy, self.sinks, self.recent, self.budget)
 
     def _check_draft(self) -> None:
@@ -115,9 +115,12 @@ class ExportConfig:
     def _check_weights(self) -> None:
         _one_of("device", self.device, DEVICES)
         _one_of("format", self.format, FORMATS)
-        allowed = DEVICE_PRECISIONS[self.device]
         for name in ("weights", "head", "embedding"):
             form = getattr(self, name)
+            # An NPU looks nothing up in a table of codes (GatherBlockQuantized).
+            allowed = (
+                ("fp16",) if (self.device, name) == ("npu", "embedding") else DEVICE_PRECISIONS[self.device]
+            )
             if form is not None and form not in allowed:
                 _one_of(name, form, PRECISIONS)
                 hint = f"use --{name} {' or '.join(allowed)}, or --device cpu"
@@ -137,6 +140,7 @@ class CheckConfig:
 
     bundle: str = _flag("folder of the bundle", positional=True)
     source: str | None = _flag("checkpoint to compare with (default: where the bundle came from)", None)
+    draft_source: str | None = _flag("the same for a draft with a checkpoint of its own", None)
     text: str | None = _flag("text file for the numeric checks", None)
     ops: str | None = _flag("operator set (default: the bundle's device)", None, choices=DEVICES)
     self_only: bool = _flag("only test, on this machine, that widths agree bitwise", False, flag="--self")
@@ -144,6 +148,7 @@ class CheckConfig:
     def check(self) -> CheckConfig:
         """Itself, or an InputError for the first value that cannot work."""
         _check_model("source", self.source)
+        _check_model("draft_source", self.draft_source)
         _check_file("text", self.text)
         return self
 

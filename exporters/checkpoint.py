@@ -86,8 +86,11 @@ class Checkpoint:
         return self.weights.shape(self._known(name))
 
     def tensor(self, name: str) -> Tensor:
-        """A parameter in float32, read now and kept nowhere."""
-        return self.weights.tensor(self._known(name))
+        """A parameter in float32, read now and kept nowhere; InputError where a value is not a number."""
+        value = self.weights.tensor(self._known(name))
+        if not torch.isfinite(value).all():
+            raise InputError(f"{self.source}: {name} holds a value that is not a finite number", AGAIN)
+        return value
 
     def grid(self, name: str) -> Grid | None:
         """The Q4_1 grid that a GGUF file holds a parameter on, None where it holds it otherwise."""

@@ -6,6 +6,7 @@ Layers with a sliding window need no graph: they keep the newest N, whatever the
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 import onnx_ir as ir
@@ -18,19 +19,23 @@ from edgespec.spec import CacheSpec, GraphSpec, ModelSpec, TensorSpec
 PROTECTED = 3e4  # above every score, and finite in fp16
 
 
+def ranked(keys: Tensor, cache: CacheSpec) -> Tensor:
+    """Every row's score [KV,M], the protected ones' above all; keys [KV,M,d]."""
+    slots = keys.shape[1]
+    place = torch.arange(slots)
+    protected = (place < cache.sinks) | (place >= slots - cache.recent)
+    return torch.where(protected, PROTECTED, SCORES[cache.policy](keys))
+
+
 def keep(keys: Tensor, cache: CacheSpec) -> Tensor:
     """Ascending indices of the rows that survive: the first `sinks`, the last `recent`, then the best scores.
 
     keys [KV,M,d], rows in order of position -> [KV,N] int32. Each key-value head keeps its own set (design,
     section 4).
     """
-    slots = keys.shape[1]
-    place = torch.arange(slots)
-    protected = (place < cache.sinks) | (place >= slots - cache.recent)
-    scores = torch.where(protected, PROTECTED, SCORES[cache.policy](keys))
-    chosen = scores.topk(
-        cache.budget, -1, sorted=False
-    ).indices.float()  # float: some NPUs sort nothing else; exact below 2^24
+    chosen = (
+        ranked(keys, cache).topk(cache.budget, -1, sorted=False).indices.float()
+    )  # float: some NPUs sort nothing else; exact below 2^24
     return chosen.topk(cache.budget, -1, largest=False).values.int()
 
 
@@ -62,6 +67,7 @@ def commit_graph(spec: ModelSpec, cache: CacheSpec, file: str) -> tuple[ir.Model
     inputs = ["keys"] if append else ["keys", "values"]
     module = Commit(cache)
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgespec.exporters.commit import keep
+from edgespec.exporters.commit import keep, ranked
 from edgespec.exporters.step import Step, prepare, ready
-from edgespec.spec import ModelEntry
+from edgespec.spec import CacheSpec, ModelEntry
 
 WINDOW = 1024
 MOST_TOKENS = 4096
+ROUNDING = 1e-5  # between a score in a graph and the same on PyTorch tensors
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,18 @@ def compare_evicting(
         theirs = torch.stack(want[start : start + len(logits)])
         difference = max(difference, float((torch.from_numpy(logits) - theirs).abs().max()))
     return difference, evictions
+
+
+def misplaced(keys: np.ndarray, kept: np.ndarray, cache: CacheSpec) -> int:
+    """Rows of `kept` [KV,N] that the policy would not keep of keys [KV,M,d]; all, where they do not ascend.
+
+    A row counts as well chosen where its score is within rounding of the last one kept.
+    """
+    scores = ranked(torch.from_numpy(keys), cache)
+    if not (np.diff(kept) > 0).all() or kept.min() < 0 or kept.max() >= keys.shape[1]:
+        return int(kept.size)
+    last = scores.topk(cache.budget, -1).values[:, -1:]
+    return int((scores.gather(1, torch.from_numpy(kept.astype(np.int64))) < last - ROUNDING).sum())
 
 
 def commit(entry: ModelEntry, caches: list[Tensor]) -> None:

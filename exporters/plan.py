@@ -110,7 +110,9 @@ def cache_spec(config: ExportConfig, spec: ModelSpec, name: str, source: str) ->
         raise InputError(
             f"budget {budget} + block {config.block} are more slots than "
             f"{source}'s {spec.positions} positions",
-            f"use {flag} {spec.positions - config.block} or less",
+            f"use {flag} {spec.positions - config.block} or less"
+            if 2 * config.block <= spec.positions
+            else f"use --block {spec.positions // 2} or less",
         )
     return CacheSpec(
         "append" if config.device == "cpu" else "rows",
@@ -128,7 +130,8 @@ def precisions(config: ExportConfig) -> dict[str, str]:
     """The form of each layer class; a tied head and embedding share one table when they share a form."""
     linear = config.weights or DEFAULT_FORM[config.device]
     head = config.head or (WIDE[config.device] if linear == "int4" else linear)
-    return {"linear": linear, "head": head, "embedding": config.embedding or head}
+    embedding = config.embedding or (head if config.device == "cpu" else "fp16")
+    return {"linear": linear, "head": head, "embedding": embedding}
 
 
 def same_tokens(target: Checkpoint, draft: Checkpoint) -> None:

@@ -15,13 +15,14 @@ TOKENS = 40
 
 @dataclass(frozen=True)
 class Disagreement:
-    """The first place where a width left the reference."""
+    """A graph that left the reference: the first place, the largest |difference|, the mean KL in nats."""
 
     kind: str
     width: int
     position: int
     what: str
     difference: float
+    kl: float
 
 
 def disagreements(engine: Any, tokens: Sequence[int]) -> list[Disagreement]:
@@ -42,26 +43,25 @@ def disagreements(engine: Any, tokens: Sequence[int]) -> list[Disagreement]:
             if not reference:
                 reference, rows = logits, ends
                 continue
-            for place, row in logits.items():
-                if place in reference and not np.array_equal(row, reference[place]):
-                    found.append(
-                        Disagreement(
-                            kind, width, place, "logits", float(np.abs(row - reference[place]).max())
-                        )
-                    )
-                    break
-            else:
-                different = [
-                    i for i, (a, b) in enumerate(zip(ends, rows, strict=True)) if not np.array_equal(a, b)
-                ]
-                if different:
-                    worst = float(np.abs(ends[different[0]] - rows[different[0]]).max())
-                    found.append(
-                        Disagreement(
-                            kind, width, len(tokens), f"cache of layer {different[0] % spec.layers}", worst
-                        )
-                    )
+            places = [p for p in logits if p in reference]
+            different = [p for p in places if not np.array_equal(logits[p], reference[p])]
+            if different:
+                ours, theirs = (np.stack([rows_of[p] for p in places]) for rows_of in (logits, reference))
+                largest, kl = float(np.abs(ours - theirs).max()), divergence(theirs, ours)
+                found.append(Disagreement(kind, width, different[0], "logits", largest, kl))
+                continue
+            layers = [i for i, (a, b) in enumerate(zip(ends, rows, strict=True)) if not np.array_equal(a, b)]
+            if layers:
+                largest = max(float(np.abs(ends[i] - rows[i]).max()) for i in layers)
+                where = f"cache of layer {layers[0] % spec.layers}"
+                found.append(Disagreement(kind, width, len(tokens), where, largest, 0.0))
     return found
+
+
+def divergence(logits: np.ndarray, other: np.ndarray) -> float:
+    """Mean KL in nats of the second rows' distributions from the first's."""
+    p, q = (x - np.logaddexp.reduce(x.astype(np.float64), -1, keepdims=True) for x in (logits, other))
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
 def run(

@@ -6,7 +6,7 @@ nothing of text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,23 @@ class Engine:
 
     def accept(self, rows: int) -> None:
         """Keep the first `rows` rows of the last call; commit if that filled the cache."""
+        self._append(rows)
+        if self.count == self.cache.slots and self.cache.policy != "none":
+            self._commit()
+
+    def commits(self, tokens: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What the commit graph makes of a cache full of this text: every layer's keys [KV,M,d] and keep [KV,N]."""
+        self.reset(self.cache.budget)
+        text = list(tokens) * (1 + self.cache.slots // len(tokens))
+        while self.free:
+            rows = min(self.widths("prefill")[-1], self.free)
+            self.call("prefill", text[self.count : self.count + rows])
+            self._append(rows)
+        graph = self.graphs["commit", self.cache.block, self.cache.budget]
+        for keys, values in zip(self.caches["keys"], self.caches["values"], strict=True):
+            yield keys[0, :, : self.cache.slots].copy(), self._kept(graph, keys, values)
+
+    def _append(self, rows: int) -> None:
         if self.cache.contract == "rows":
             for part in ("keys", "values"):
                 new = self.pending[f"new_{part}"]
@@ -103,8 +120,6 @@ class Engine:
                     buffer[0, :, self.count : self.count + rows] = new[layer, :, :rows]
         self.count += rows
         self.position += rows
-        if self.count == self.cache.slots and self.cache.policy != "none":
-            self._commit()
 
     def prefill(self, tokens: Sequence[int]) -> np.ndarray:
         """Absorb a prompt in blocks, each clamped to the free rows; the logits [V] after its last token."""

@@ -95,7 +95,7 @@ class Runtime:
         `threads` 0: the machine's cores, at most 4. `command`: how to start it instead of the local binary,
         such as a remote shell's words; `--bundle PATH` is added. `note` is told what takes long.
         """
-        bundle = open_bundle(path, verify=False)
+        bundle = open_bundle(path)
         start = list(command) or [str(binary(note or _to_stderr))]
         start += ["--bundle", str(bundle.path)]
         if threads:

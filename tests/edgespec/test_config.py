@@ -66,7 +66,7 @@ REFUSED = [
     (
         {"device": "npu", "embedding": "fp32"},
         "embedding fp32 cannot run on device npu",
-        "use --embedding int4 or fp16, or --device cpu",
+        "use --embedding fp16, or --device cpu",
     ),
     (
         {"draft_budget": 512},
@@ -158,8 +158,8 @@ def test_flags_are_the_fields() -> None:
 
 
 def test_small_configs(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="tokens 0 is not 1 to"):
-        GenerateConfig("b", "hello", tokens=0).check()
+    with pytest.raises(InputError, match="max_new_tokens 0 is not 1 to"):
+        GenerateConfig("b", "hello", max_new_tokens=0).check()
     with pytest.raises(InputError, match="the prompt is empty"):
         GenerateConfig("b", "  ").check()
     with pytest.raises(InputError, match="source '/nowhere' does not exist"):

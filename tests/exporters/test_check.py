@@ -184,6 +184,72 @@ def test_widths_that_differ_against_the_manifest_fail(
     assert "claims they agree" in found.detail
 
 
+def negate(file: str, output: str) -> Callable[[Path], None]:
+    """Turn the sign of what a graph gives."""
+
+    def spoil(folder: Path) -> None:
+        model = onnx.load(folder / file, load_external_data=False)
+        for node in model.graph.node:
+            node.output[:] = [f"{o}.right" if o == output else o for o in node.output]
+            node.input[:] = [f"{i}.right" if i == output else i for i in node.input]
+        model.graph.node.append(onnx.helper.make_node("Neg", [f"{output}.right"], [output]))
+        onnx.save(model, folder / file)
+
+    return spoil
+
+
+@pytest.mark.parametrize("kind", ["prefill", "decode", "verify-2"])
+def test_every_npu_graph_is_near_the_one_that_is_compared(
+    bundles: Any, source: Path, text: str, tmp_path: Path, kind: str
+) -> None:
+    """A bundle whose widths differ in their last bits is no licence for a graph that computes something else."""
+    spoil = negate(f"target-{kind}.onnx", "logits")
+    bad = spoiled(bundles("fp16", device="npu"), tmp_path / "bad.bundle", spoil)
+    found = finding(run(bad, source, text), "target widths")
+    assert not found.passed
+    assert found.figures["kl"] > 0.01
+
+
+@pytest.mark.parametrize("device", ["cpu", "npu"])
+def test_a_commit_graph_that_keeps_other_rows_fails(
+    bundles: Any, source: Path, text: str, tmp_path: Path, device: str
+) -> None:
+    def spoil(folder: Path) -> None:
+        model = onnx.load(folder / "target-commit.onnx", load_external_data=False)
+        first = next(n for n in model.graph.node if n.op_type == "TopK")
+        largest = [a for a in first.attribute if a.name == "largest"]
+        for attribute in largest:
+            first.attribute.remove(attribute)
+        first.attribute.append(onnx.helper.make_attribute("largest", 0))
+        onnx.save(model, folder / "target-commit.onnx")
+
+    good = bundles("fp16" if device == "npu" else "int8", device=device)
+    assert finding(run(good, source, text), "target commit").passed
+    bad = spoiled(good, tmp_path / "bad.bundle", spoil)
+    assert not finding(run(bad, source, text), "target commit").passed
+
+
+def test_a_draft_of_its_own_is_compared_or_the_check_fails(
+    source: Path, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = write_directory(tmp_path / "draft", tiny.model("llama", seed=1))
+    given = dict(budget=32, block=16, widths=(2,), weights="fp32", sinks=2, recent=4, draft_budget=32)
+    config = ExportConfig(
+        str(source), str(tmp_path / "two.bundle"), draft=str(draft), draft_rows=100, **given
+    )
+    bundle = export(config, QUIET, Engine)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    found = finding(run(bundle, source, text), "draft numbers")
+    assert not found.passed
+    assert "name it with --draft-source" in found.detail
+    assert finding(run(bundle, source, text, draft_source=str(draft)), "draft numbers").passed
+    with pytest.raises(InputError, match="draft came from") as caught:
+        run(bundle, source, text, draft_source=str(source))
+    assert "--draft-source" in caught.value.hint
+
+
 def test_head_rows_of_a_trimmed_head() -> None:
     assert row_of(5, np.array([1, 4])).tolist() == [-1, 0, -1, -1, 1]
     assert row_of(3, None).tolist() == [0, 1, 2]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
@@ -186,6 +189,36 @@ def test_more_slots_than_positions_are_refused(tmp_path: Path) -> None:
     error = refusal(save(tmp_path / "source", "llama"), budget=124)
     assert error.message == "budget 124 + block 8 are more slots than source's 128 positions"
     assert error.hint == "use --budget 120 or less"
+    error = refusal(tmp_path / "source", budget=128, block=128, widths=(2,))
+    assert error.hint == "use --block 64 or less"  # no budget would do
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8", "int4"])
+def test_a_weight_that_is_not_a_number_is_named(tmp_path: Path, weights: str) -> None:
+    """Bug: with int4 it was a traceback out of the calibration, with int8 a bundle."""
+    source, name = save(tmp_path / "source", "llama"), "model.layers.1.self_attn.q_proj.weight"
+    tensors = load_file(source / "model.safetensors")
+    tensors[name][3, 4] = float("nan")
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    error = refusal(source, weights=weights)
+    assert error.message == f"source: {name} holds a value that is not a finite number"
+
+
+def test_a_disk_that_is_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    error = refusal(save(tmp_path / "source", "llama"), BackendError)
+    assert "not enough disk" in error.message
+    assert "0 MiB free" in error.message
+
+
+def test_an_npu_looks_nothing_up_in_codes(tmp_path: Path) -> None:
+    """Bug: it was exported, and only the check found the operator that an NPU lacks."""
+    source = save(tmp_path / "source", "llama")
+    given: dict[str, Any] = dict(budget=32, block=8, device="npu", widths=(2,), sinks=2, recent=4)
+    with pytest.raises(InputError, match="embedding int4 cannot run on device npu"):
+        ExportConfig(str(source), str(tmp_path / "x"), embedding="int4", **given).check()
+    config = ExportConfig(str(source), str(tmp_path / "x"), weights="fp16", head="int4", **given).check()
+    assert plan.precisions(config) == {"linear": "fp16", "head": "int4", "embedding": "fp16"}
 
 
 def test_a_draft_of_another_tokenizer_is_refused_and_a_padded_one_is_not(tmp_path: Path) -> None:
