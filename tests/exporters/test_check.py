@@ -202,12 +202,12 @@ def negate(file: str, output: str) -> Callable[[Path], None]:
 def test_every_npu_graph_is_near_the_one_that_is_compared(
     bundles: Any, source: Path, text: str, tmp_path: Path, kind: str
 ) -> None:
-    """A bundle whose widths differ in their last bits is no licence for a graph that computes something else."""
+    """Widths that differ in their last bits are no licence for a graph that computes something else."""
     spoil = negate(f"target-{kind}.onnx", "logits")
     bad = spoiled(bundles("fp16", device="npu"), tmp_path / "bad.bundle", spoil)
     found = finding(run(bad, source, text), "target widths")
     assert not found.passed
-    assert found.figures["kl"] > 0.01
+    assert found.figures["kl"] > 0.1
 
 
 @pytest.mark.parametrize("device", ["cpu", "npu"])

@@ -57,7 +57,7 @@ def test_a_compiler_that_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         (sources / path.name).write_bytes(path.read_bytes())
     (sources / "tune.cpp").write_text("#error no more\n")
     monkeypatch.setattr(build, "NATIVE", sources)
-    with pytest.raises(BackendError, match="does not compile: .*no more"):
+    with pytest.raises(BackendError, match=r"does not compile: .*no more"):
         build.build(tmp_path / "b", build.onnx_library())
 
 

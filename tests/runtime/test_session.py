@@ -248,18 +248,18 @@ def test_requests_that_make_no_sense_get_an_answer(opened: Callable[..., Runtime
     assert process.ask("sessions")["event"] == "done"
 
 
+WORDS = ["open", "generate", "close", "truncate", "cancel", "sessions", "a", "session 1"]
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    LEAVES | st.text(max_size=8) | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+FIELDS = st.sampled_from(["op", "session", "tokens", "seed", "top_p", "runs", "request", "stop_ids", "x"])
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    junk=st.dictionaries(
-        st.sampled_from(["op", "session", "tokens", "seed", "top_p", "runs", "request", "path", "stop_ids", "x"]),
-        st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-            | st.text(max_size=8) | st.sampled_from(["open", "generate", "close", "truncate", "tune", "cancel", "a"]),
-            lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=2),
-            max_leaves=5,
-        ),
-    )
-)  # fmt: skip
+@given(junk=st.dictionaries(FIELDS, VALUES))
 def test_fuzzed_requests_get_one_answer(opened: Callable[..., Runtime], junk: dict[str, Any]) -> None:
     if junk.get("op") in ("tune", "snapshot", "restore", "quit"):
         return
