@@ -101,7 +101,7 @@ class Engine:
             self._commit()
 
     def commits(self, tokens: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """What the commit graph makes of a cache full of a text: each layer's keys [KV,M,d] and keep [KV,N]."""
+        """What the commit graph makes of caches full of a text: a layer's keys [KV,M,d], keep [KV,N]."""
         self.reset(self.cache.budget)
         text = list(tokens) * (1 + self.cache.slots // len(tokens))
         while self.free:
