@@ -186,6 +186,9 @@ def tune(config: TuneConfig, as_json: bool, progress: Progress) -> int:
     with Runtime.open(config.bundle, config.threads, note=progress.note) as runtime:
         with progress.stage("calls"):
             table = runtime.process.ask("tune", runs=config.runs)["table"]
+        if "draft" in table:
+            with progress.stage("the draft's acceptance"):
+                table["acceptance"] = runtime.acceptance()
         path = table_of(runtime.bundle.path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

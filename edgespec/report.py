@@ -67,4 +67,7 @@ def costs_lines(table: dict[str, Any]) -> list[str]:
         for w, us in sorted(table["verify"].items(), key=lambda x: int(x[0]))
     ]
     rows += [("draft", table["draft"])] if "draft" in table else []
-    return [f"{name:<10} {us / 1e3:8.2f} ms {us / plain:6.2f}x" for name, us in rows]
+    lines = [f"{name:<10} {us / 1e3:8.2f} ms {us / plain:6.2f}x" for name, us in rows]
+    if "acceptance" in table:
+        lines.append(f"the draft's next token is the target's in {table['acceptance']:.0%} of places")
+    return lines

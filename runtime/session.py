@@ -25,8 +25,11 @@ from edgespec.runtime.build import binary
 from edgespec.runtime.process import ANSWERS, Process
 from edgespec.runtime.text import Message, Streamed, render
 
-DRAFTERS = ("auto", "draft", "ngram", "both", "none")
-STOP_RULES = ("cost", "adaedl", "confidence", "fixed")
+QUESTIONS = (
+    "Explain how a refrigerator works.",
+    "Write a short story about a lighthouse keeper and a whale.",
+    "What is 12 times 17? Show each step.",
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,20 @@ class Runtime:
         """A new conversation."""
         self.opened += 1
         return Session(self, f"session {self.opened}")
+
+    def acceptance(self) -> float:
+        """How often the draft model's next token is the target's, over a few plain questions."""
+        accepted = judged = 0
+        for question in QUESTIONS:
+            session = self.session()
+            how = Settings(max_new_tokens=48, drafter="draft", stop_rule="fixed", draft_tokens=3)
+            stats = session.generate(question, how).stats
+            accepted, judged = (
+                accepted + sum(stats["accepted_by_position"]),
+                judged + sum(stats["drafted_by_position"]),
+            )
+            session.close()
+        return accepted / max(judged, 1)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation through the chat template (where there is none, of its last message)."""

@@ -48,6 +48,10 @@ Costs read_costs(const std::string& file, const Manifest& bundle) {
         us = cost(data["verify"][key]);
     }
     if (bundle.model("draft")) out.draft = cost(data.value("draft", nlohmann::json()));
+    if (data.contains("acceptance")) {
+        out.acceptance = data["acceptance"].is_number() ? data["acceptance"].get<double>() : -1;
+        if (!(out.acceptance >= 0 && out.acceptance <= 1)) throw Error(file + " holds an acceptance that is not from 0 to 1", hint);
+    }
     return out;
 }
 

@@ -12,6 +12,7 @@ struct Costs {
     std::string name = "default";
     std::map<int, double> verify;  // by width, 1 is decode; only ratios matter
     double draft = 0;              // one call of the draft's step graph
+    double acceptance = 0.5;       // how likely the draft model's token is accepted, before anything is seen
 
     // The cheapest target call that holds so many rows; 0 where none does.
     int width_for(int rows) const;

@@ -14,7 +14,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int FEW = 8;      // tokens that the draft catches up faster two by two than by a prefill
 constexpr int HORIZON = 8;  // rounds over which catching up must pay
-constexpr double PRIOR_DRAFT = 0.5, REST_DRAFT = 0.995;  // trying a draft model again is dear: it must catch up first
+constexpr double REST_DRAFT = 0.995;  // trying a draft model again is dear: it must catch up first
 constexpr double PRIOR_NGRAM[] = {0.45, 0.55, 0.65, 0.75};  // by tokens matched: 2, 3, 4, 5
 
 double seconds(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
@@ -33,7 +33,7 @@ class Loop {
   public:
     Loop(Conversation& c, const ModelEntry& target, const ModelEntry* draft, const Request& r, const Costs& costs, Listener& l)
         : c_(c), target_(target), draft_(draft), r_(r), costs_(costs), listener_(l), random_(r.sampling.seed), seen_(target.vocab),
-          adaedl_(r.lambda, r.acceptance) {
+          adaedl_(r.lambda, r.acceptance), model_(costs.acceptance, REST_DRAFT) {
         c_.target.trace = &calls_;
         if (c_.draft) c_.draft->trace = &calls_;
         widest_ = costs.verify.rbegin()->first;
@@ -291,7 +291,7 @@ class Loop {
     Random random_;
     Seen seen_;
     AdaEdl adaedl_;
-    Acceptance model_{PRIOR_DRAFT, REST_DRAFT};
+    Acceptance model_;
     std::vector<Acceptance> ngram_;
     size_t matched_ = 0;
     int widest_ = 0, cap_ = 0;

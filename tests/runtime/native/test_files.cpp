@@ -84,6 +84,8 @@ static void cost_tables() {
     };
     CHECK(refused(R"({"verify":{"1":10.5,"2":11,"4":12}})") == "");
     CHECK(read_costs(folder + "/t.json", bundle).verify.at(1) == 10.5);
+    CHECK(refused(R"({"verify":{"1":1,"2":1,"4":1},"acceptance":0.25})") == "" && read_costs(folder + "/t.json", bundle).acceptance == 0.25);
+    CHECK(refused(R"({"verify":{"1":1,"2":1,"4":1},"acceptance":1.5})") != "");
     CHECK(refused(R"({"verify":{"1":10,"2":11}})") == folder + "/t.json lacks the cost of width 4");
     CHECK(refused(R"({"verify":{"1":10,"2":0,"4":1}})") != "" && refused(R"({"verify":{"1":10,"2":"x","4":1}})") != "" && refused("[]") != "" && refused("") != "");
     bundle.models[0].widths_agree = false;  // then every call has the widest width
