@@ -7,6 +7,7 @@ the functions, so `edgespec --help` needs no torch.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import fields
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from edgespec.config import (
     BuildConfig,
@@ -123,8 +124,8 @@ def generate(config: GenerateConfig, as_json: bool, progress: Progress) -> int:
     runtime_type = _load("edgespec.runtime.session", "Runtime", extra="onnx")
     settings = _settings(config)
     with (
+        _written(config.trace) if config.trace else nullcontext() as trace,
         runtime_type.open(config.bundle, config.threads, note=progress.note) as runtime,
-        open(config.trace, "w", encoding="utf-8") if config.trace else nullcontext() as trace,
     ):
         session = runtime.session()
         for piece in session.stream(config.prompt, settings, raw=config.raw, trace=trace):
@@ -158,8 +159,10 @@ def chat(config: ChatConfig, as_json: bool, progress: Progress) -> int:
             try:
                 for piece in session.stream(line, _settings(config)):
                     print("" if as_json else piece, end="", flush=True)
+            except _Terminated:
+                raise
             except KeyboardInterrupt:  # ends the answer, not the conversation
-                print(" [interrupted]", end="")
+                print("" if as_json else " [interrupted]", end="")
             except InputError as error:
                 print(error, file=sys.stderr)
                 continue
@@ -181,9 +184,9 @@ def tune(config: TuneConfig, as_json: bool, progress: Progress) -> int:
     """Measure what a call costs at each width, for the rule that decides how much to draft."""
     config.check()
     _load("edgespec.runtime.session", "Runtime", extra="onnx")
-    from edgespec.runtime.session import Runtime, table_of
+    from edgespec.runtime.session import Runtime, cpu, table_of
 
-    with Runtime.open(config.bundle, config.threads, note=progress.note) as runtime:
+    with Runtime.open(config.bundle, config.threads, note=progress.note, tuned=False) as runtime:
         with progress.stage("calls"):
             table = runtime.process.ask("tune", runs=config.runs)["table"]
         if "draft" in table:
@@ -191,7 +194,7 @@ def tune(config: TuneConfig, as_json: bool, progress: Progress) -> int:
                 table["acceptance"] = runtime.acceptance()
         path = table_of(runtime.bundle.path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(table | {"cpu": cpu()}, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
     if as_json:
         _print_json("tune", {"file": str(path), "table": table})
@@ -212,11 +215,15 @@ def _settings(config: GenerateConfig | ChatConfig) -> Any:
 
 def _typed(prompt: bool) -> Iterator[str]:
     """Lines that the user types, without the empty ones."""
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no UTF-8 are told of, as in an argument
+        sys.stdin.reconfigure(errors="surrogateescape")
     while True:
         try:
             line = input("> " if prompt else "").strip()
         except EOFError:
             return
+        except _Terminated:
+            raise
         except KeyboardInterrupt:
             print()
             return
@@ -269,5 +276,17 @@ def _print_json(command: str, result: dict[str, Any]) -> None:
     print(json.dumps({"schema": f"edgespec.{command}/1", **result}, indent=1, allow_nan=False))
 
 
+class _Terminated(KeyboardInterrupt):
+    """Somebody else ends the program; Ctrl-C may only end an answer."""
+
+
 def _terminated(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    raise _Terminated
+
+
+def _written(path: str) -> TextIO:
+    try:
+        return open(path, "w", encoding="utf-8")
+    except OSError as error:
+        hint = "give another file"
+        raise InputError(f"{path} cannot be written: {error.strerror}", hint) from None

@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
-from edgespec.errors import BackendError
+from edgespec.errors import BackendError, InputError
 
 NATIVE = Path(__file__).parent / "native"
 BINARY = "edgespec-runtime"
@@ -46,17 +48,30 @@ def binary(note: Callable[[str], None], sanitize: bool = False) -> Path:
     sanitize = sanitize or os.environ.get("EDGESPEC_SANITIZE") == "1"
     home = cache() / f"runtime-{key(library, sanitize)}"
     if not (home / BINARY).exists():
+        shutil.rmtree(home, ignore_errors=True)  # somebody took the binary out of it
         note("compiling the native runtime (once, about a minute)")
-        home.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home.parent, prefix=".runtime-") as temporary:
-            made = Path(temporary) / "build"
+        with appearing(home) as made:
             build(made, library, sanitize)
+    return home / BINARY
+
+
+@contextmanager
+def appearing(home: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `home` by one rename; of two processes, the faster one's folder stays."""
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=home.parent, prefix=f".{home.name}-") as temporary:
+            made = Path(temporary) / "made"
+            made.mkdir()
+            yield made
             try:
                 made.rename(home)
-            except OSError:  # another process was faster
-                if not (home / BINARY).exists():
+            except OSError:
+                if not home.is_dir():
                     raise
-    return home / BINARY
+    except OSError as error:
+        hint = "make room there, or set XDG_CACHE_HOME to a folder that you can write"
+        raise BackendError(f"{home} cannot be made: {error.strerror}", hint) from error
 
 
 def build(folder: Path, library: Path, sanitize: bool = False, *more: str) -> None:
@@ -64,10 +79,9 @@ def build(folder: Path, library: Path, sanitize: bool = False, *more: str) -> No
     cmake = shutil.which("cmake")
     if cmake is None or not any(map(shutil.which, ("c++", "g++", "clang++", os.environ.get("CXX", "c++")))):
         raise BackendError("the native runtime cannot be compiled: no C++ compiler and CMake found", INSTALL)
-    given = os.environ.get("ONNXRUNTIME_INCLUDE_DIR")
     configure = [
         cmake, "-S", str(NATIVE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release",
-        f"-DONNXRUNTIME_INCLUDE_DIR={given or headers(*ONNX_HEADER)}",
+        f"-DONNXRUNTIME_INCLUDE_DIR={given_headers() or headers(*ONNX_HEADER)}",
         f"-DONNXRUNTIME_LIBRARY={library}",
         f"-DNLOHMANN_INCLUDE_DIR={headers(*JSON_HEADER)}",
         f"-DEDGESPEC_SANITIZE={'ON' if sanitize else 'OFF'}",
@@ -76,12 +90,26 @@ def build(folder: Path, library: Path, sanitize: bool = False, *more: str) -> No
     for command in (configure, [cmake, "--build", str(folder), "--parallel", str(os.cpu_count() or 1)]):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
+            log = cache() / "build.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
             lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             faults = [line for line in lines if "error" in line.lower()] or lines[-3:]
             raise BackendError(
                 f"the native runtime does not compile: {' | '.join(faults[:3])}",
-                f"use g++ 9, clang 10 or newer; the command was {' '.join(command)}",
+                f"use g++ 9, clang 10 or newer; all of its output is in {log}",
             )
+
+
+def given_headers() -> str:
+    """The folder that ONNXRUNTIME_INCLUDE_DIR names, or nothing; InputError if the header is not in it."""
+    folder = os.environ.get("ONNXRUNTIME_INCLUDE_DIR", "")
+    if folder and not (Path(folder) / "onnxruntime_c_api.h").is_file():
+        raise InputError(
+            f"ONNXRUNTIME_INCLUDE_DIR {folder!r} holds no onnxruntime_c_api.h",
+            "name the folder with that file, or unset ONNXRUNTIME_INCLUDE_DIR",
+        )
+    return folder and os.path.abspath(folder)
 
 
 def onnx_library() -> Path:
@@ -98,15 +126,9 @@ def headers(wheel: str, sha256: str, inside: str) -> Path:
     """The folder with a wheel's headers; the wheel is downloaded if need be and never installed."""
     home = cache() / f"headers-{sha256[:16]}"
     if not home.exists():
-        home.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home.parent, prefix=".headers-") as temporary:
-            file = download(wheel, sha256, Path(temporary))
-            unpack(file, inside, Path(temporary) / "include")
-            try:
-                (Path(temporary) / "include").rename(home)
-            except OSError:  # another process was faster
-                if not home.exists():
-                    raise
+        with appearing(home) as made:
+            file = download(wheel, sha256, made.parent)
+            unpack(file, inside, made)
     return home
 
 
@@ -122,7 +144,7 @@ def download(wheel: str, sha256: str, folder: Path) -> Path:
         last = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
         raise BackendError(
             f"{wheel}, whose header the native runtime needs, cannot be downloaded: {last}",
-            "connect once, or set ONNXRUNTIME_INCLUDE_DIR to a folder with onnxruntime_c_api.h",
+            "connect once; later runs take it from the cache",
         )
     if hashlib.sha256(files[0].read_bytes()).hexdigest() != sha256:
         raise BackendError(
@@ -160,6 +182,7 @@ def key(library: Path, sanitize: bool) -> str:
         JSON_HEADER,
         platform.machine(),
         sanitize,
+        given_headers(),
     )
     made.update(repr(facts).encode())
     return made.hexdigest()[:16]

@@ -28,7 +28,7 @@ class Process:
     """
 
     def __init__(self, command: Sequence[str], timeout: float = ANSWERS) -> None:
-        self.timeout, self.number = timeout, 0
+        self.timeout, self.number, self.running = timeout, 0, False
         self.lines: queue.Queue[str | None] = queue.Queue()
         self.words: deque[str] = deque(maxlen=LAST_WORDS)
         self.writing = threading.Lock()
@@ -44,13 +44,13 @@ class Process:
         self.readers = [threading.Thread(target=read, daemon=True) for read in (self._out, self._err)]
         for reader in self.readers:
             reader.start()
-        self.ready = self._next()
-        if "error" in self.ready:
+        try:
+            self.ready = self._next()
+            if self.ready.get("protocol") != 1:
+                raise BackendError("the runtime speaks another protocol", "build it again: edgespec build")
+        except BaseException:
             self.close()
-            raise BackendError(self.ready["error"], self.ready["hint"])
-        if self.ready.get("protocol") != 1:
-            self.close()
-            raise BackendError("the runtime speaks another protocol", "build it again: edgespec build")
+            raise
 
     def __enter__(self) -> Process:
         return self
@@ -59,19 +59,30 @@ class Process:
         self.close()
 
     def events(self, op: str, **fields: Any) -> Iterator[dict[str, Any]]:
-        """Send a request; its events, the last of them `done`."""
+        """Send a request; its events, the last of them `done`. A reader that leaves early cancels it."""
+        if self.running:  # its reader is elsewhere: do not wait for all of it
+            self.cancel()
         self.number += 1
         number = self.number
         self._send({"op": op, "id": number, **fields})
-        while True:
-            event = self._next()
-            if event.get("id") not in (number, None):
-                continue  # of a request whose reader left early
-            if event["event"] == "error":
-                raise InputError(event["error"], event["hint"])
-            yield event
-            if event["event"] == "done":
-                return
+        self.running = True
+        try:
+            while self.running:
+                event = self._next()
+                if event.get("id") not in (number, None):
+                    continue  # of a request whose reader left early
+                self.running = event["event"] not in ("done", "error")
+                if event["event"] == "error":
+                    raise InputError(event["error"], event["hint"])
+                yield event
+                if self.number != number:
+                    raise InputError(
+                        f"another request began before the {op} was over", "read an answer to its end first"
+                    )
+        finally:
+            if self.running and self.number == number:
+                with suppress(BackendError):
+                    self.cancel()
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
         """Send a request that has one answer."""
@@ -82,7 +93,10 @@ class Process:
         self._send({"op": "cancel", "id": f"cancel {self.number}", "request": self.number})
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; what it was still generating is cancelled."""
+        if self.running:
+            with suppress(BackendError):
+                self.cancel()
         if self.child.stdin and not self.child.stdin.closed:
             with suppress(OSError):
                 self.child.stdin.close()
@@ -93,8 +107,8 @@ class Process:
             self.child.wait()
         for reader in self.readers:
             reader.join(5)
-        for stream in (self.child.stdout, self.child.stderr):
-            if stream:
+        for reader, stream in zip(self.readers, (self.child.stdout, self.child.stderr), strict=True):
+            if stream and not reader.is_alive():  # a grandchild may hold the other end: closing would wait
                 stream.close()
 
     def _send(self, request: dict[str, Any]) -> None:
@@ -111,6 +125,7 @@ class Process:
             line = self.lines.get(timeout=self.timeout)
         except queue.Empty:
             self.child.kill()
+            self.running = False
             raise BackendError(
                 f"the runtime has said nothing for {self.timeout:g} s",
                 "run it again; report it if it stays so",
@@ -119,13 +134,19 @@ class Process:
             raise self._death()
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
-        if not isinstance(event, dict) or not ("event" in event or "error" in event):
+        if isinstance(event, dict) and "error" in event:
+            event.setdefault("hint", "run edgespec check on the bundle")
+        if isinstance(event, dict) and "error" in event and "event" not in event:  # its last words
+            self.running = False
+            raise BackendError(str(event["error"]), str(event["hint"]))
+        if not isinstance(event, dict) or not isinstance(event.get("event"), str):
             raise BackendError(f"the runtime's output makes no sense: {line[:200]!r}", "edgespec build")
         return event
 
     def _death(self) -> BackendError:
+        self.running = False
         code = self.child.wait()
         for reader in self.readers:
             reader.join(5)

@@ -10,6 +10,8 @@ with Runtime.open("demo.bundle") as runtime:
 from __future__ import annotations
 
 import json
+import os
+import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +22,7 @@ from typing import Any, TextIO
 import tokenizers
 
 from edgespec.bundle import Bundle, open_bundle
-from edgespec.errors import BackendError, BundleError, InputError
+from edgespec.errors import BundleError, InputError
 from edgespec.runtime.build import binary
 from edgespec.runtime.process import ANSWERS, Process
 from edgespec.runtime.text import Message, Streamed, render
@@ -75,14 +77,13 @@ class Runtime:
         try:
             text = bundle.file(entry.tokenizer).read_text(encoding="utf-8")
             self.tokenizer = tokenizers.Tokenizer.from_str(text)
+            form = entry.chat_template and bundle.file(entry.chat_template).read_text(encoding="utf-8")
         except Exception as error:  # the tokenizers library raises plain Exception
             process.close()
             raise BundleError(
-                f"{entry.tokenizer} is no tokenizer: {error}", "export the bundle again"
+                f"the tokenizer or its chat template cannot be read: {error}", "export the bundle again"
             ) from error
-        self.template = (
-            bundle.file(entry.chat_template).read_text(encoding="utf-8") if entry.chat_template else ""
-        )
+        self.template = form
 
     @classmethod
     def open(
@@ -92,18 +93,20 @@ class Runtime:
         command: Sequence[str] = (),
         timeout: float = ANSWERS,
         note: Callable[[str], None] | None = None,
+        tuned: bool = True,
     ) -> Runtime:
         """Start the runtime over the bundle in this folder, compiling it first if need be.
 
         `threads` 0: the machine's cores, at most 4. `command`: how to start it instead of the local binary,
         such as a remote shell's words; `--bundle PATH` is added. `note` is told what takes long.
+        `tuned`: use the table of call costs beside the bundle, where there is one.
         """
         bundle = open_bundle(path)
         start = list(command) or [str(binary(note or _to_stderr))]
         start += ["--bundle", str(bundle.path)]
         if threads:
             start += ["--threads", str(threads)]
-        if (table := table_of(bundle.path)).is_file() and not command:
+        if tuned and not command and (table := table_of(bundle.path)).is_file():
             start += ["--table", str(table)]
         return cls(bundle, Process(start, timeout))
 
@@ -138,17 +141,24 @@ class Runtime:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation through the chat template (where there is none, of its last message)."""
-        bos = self.bundle.manifest.tokenizer.bos_id
+        entry = self.bundle.manifest.tokenizer
         if not self.template:
             return self.encode_raw(messages[-1]["content"])
-        start = "" if bos is None else self.tokenizer.id_to_token(bos) or ""
-        text = render(self.template, messages, start)
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        start = "" if entry.bos_id is None else self.tokenizer.id_to_token(entry.bos_id) or ""
+        # Of several stop ids the manifest does not say which is the end-of-text token.
+        end = self.tokenizer.id_to_token(entry.stop_ids[0]) if len(entry.stop_ids) == 1 else ""
+        return self._encode(render(self.template, messages, start, end or ""))
 
     def encode_raw(self, text: str) -> list[int]:
         """The ids of plain text, the model's start token in front."""
         bos = self.bundle.manifest.tokenizer.bos_id
-        return ([] if bos is None else [bos]) + self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ([] if bos is None else [bos]) + self._encode(text)
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError:  # a lone surrogate, which Python makes of bytes that are not UTF-8
+            raise InputError("the text is not valid UTF-8", "type it in UTF-8") from None
 
 
 class Session:
@@ -191,7 +201,7 @@ class Session:
             self.unsure = False
         chat = isinstance(prompt, str) and not raw
         ids = self._ids(prompt, raw)
-        known, text, done = len(self.tokens), "", None
+        known, text, said, done = len(self.tokens), "", [], None
         self.tokens += ids
         streamed = Streamed(self.runtime.tokenizer, stops)
         stop_ids = set(self.runtime.bundle.manifest.tokenizer.stop_ids)
@@ -204,12 +214,15 @@ class Session:
                 done = event if event["event"] == "done" else None
                 new = event["tokens"] if event["event"] == "round" else []
                 self.tokens += new
-                stopped = streamed.stopped
-                for piece in filter(None, (streamed.feed(t) for t in new if t not in stop_ids)):
-                    text += piece
-                    yield piece
-                if streamed.stopped and not stopped and done is None:
-                    process.cancel()
+                for token in new:
+                    if streamed.stopped or token in stop_ids:
+                        break
+                    said.append(token)
+                    if piece := streamed.feed(token):
+                        text += piece
+                        yield piece
+                    if streamed.stopped:
+                        process.cancel()
         except InputError:
             del self.tokens[known:]
             if chat:
@@ -218,14 +231,13 @@ class Session:
         finally:
             if done is None:  # refused, interrupted or left early: the runtime may be further than was read
                 self.unsure = True
-                with suppress(BackendError):
-                    process.cancel()
+                self.answer = Answer(text, tuple(said), "cancelled")
         if piece := streamed.end():
             text += piece
             yield piece
         assert done is not None
-        said = tuple(t for t in self.tokens[known + len(ids) :] if t not in stop_ids)
-        self.answer = Answer(text, said, "stop" if streamed.stopped else done["reason"], done["stats"])
+        ended = "stop" if streamed.stopped else done["reason"]
+        self.answer = Answer(text, tuple(said), ended, done["stats"])
         if chat:
             self.messages.append({"role": "assistant", "content": text})
 
@@ -242,9 +254,14 @@ class Session:
 
     def restore(self, path: Path | str) -> None:
         """Go on where a snapshot was taken; BundleError or InputError where it is not this bundle's."""
-        words = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
+        try:
+            words = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
+            messages, tokens = list(words["messages"]), list(words["tokens"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            hint = "keep the two files of a snapshot together"
+            raise InputError(f"{path}.json, a snapshot's words, cannot be read: {error}", hint) from None
         self.runtime.process.ask("restore", session=self.name, path=str(path))
-        self.messages, self.tokens = words["messages"], words["tokens"]
+        self.messages, self.tokens, self.unsure = messages, tokens, False
 
     def _ids(self, prompt: str | Sequence[int], raw: bool) -> list[int]:
         """The ids that a prompt adds to what the runtime has absorbed.
@@ -268,7 +285,16 @@ class Session:
 
 def table_of(bundle: Path) -> Path:
     """Where `edgespec tune` keeps a bundle's table of call costs: beside it."""
-    return bundle.with_name(bundle.name + ".tune.json")
+    return Path(os.path.abspath(bundle) + ".tune.json")
+
+
+def cpu() -> str:
+    """What this machine's processor calls itself: a table of call costs is of one machine."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _to_stderr(text: str) -> None:

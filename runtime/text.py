@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import tokenizers
-from jinja2.exceptions import TemplateError
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers.decoders import DecodeStream
 
 from edgespec.errors import BundleError, InputError
 
@@ -23,27 +24,36 @@ class Streamed:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, stops: Sequence[str] = ()) -> None:
         self.tokenizer, self.stops = tokenizer, [s for s in stops if s]
-        self.decoder = DecodeStream(skip_special_tokens=True)
         self.held = ""
-        self.pending: list[int] = []
+        self.window: list[int] = []  # the tokens of the last text given out, then those after it
+        self.given = 0  # how many of these were given out
         self.stopped = False
 
     def feed(self, token: int) -> str:
         """The text that is final now; after a stop string nothing more comes."""
         if self.stopped:
             return ""
-        self.pending.append(token)
-        piece = self.decoder.step(self.tokenizer, token)
-        if piece is None:
+        self.window.append(token)
+        piece = self._piece()
+        if not piece or piece.endswith(UNKNOWN):
             return ""
-        self.pending = []
+        self.window, self.given = self.window[self.given :], len(self.window) - self.given
         return self._release(piece, last=False)
 
     def end(self) -> str:
         """What was held back, without a character that never became whole."""
-        rest = self.tokenizer.decode(self.pending, skip_special_tokens=True).rstrip(UNKNOWN)
-        self.pending = []
+        rest = self._piece().rstrip(UNKNOWN)
+        self.window, self.given = [], 0
         return "" if self.stopped else self._release(rest, last=True)
+
+    def _piece(self) -> str:
+        """The text that the window's new tokens add.
+
+        Its old ones are decoded along: some decoders take the first space off a text. Lengths are compared,
+        not texts, since a broken byte may spoil the whole run of byte tokens before it.
+        """
+        before = self.tokenizer.decode(self.window[: self.given], skip_special_tokens=True)
+        return self.tokenizer.decode(self.window, skip_special_tokens=True)[len(before) :]
 
     def _release(self, piece: str, last: bool) -> str:
         self.held += piece
@@ -65,26 +75,39 @@ def overlap(text: str, stop: str) -> int:
     return next((n for n in range(most, 0, -1) if stop.startswith(text[-n:])), 0)
 
 
-def render(template: str, messages: Sequence[Message], bos: str) -> str:
+class _Generation(Extension):
+    """Transformers' `{% generation %}` marks what the assistant said; its text is the block's own."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """The statements inside."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def render(template: str, messages: Sequence[Message], bos: str, eos: str = "") -> str:
     """A chat template over messages, ready for the assistant's turn.
 
     As Transformers renders it, in a sandbox: a template is data from a checkpoint. BundleError where it
     cannot be rendered, InputError where it refuses the conversation.
     """
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.filters["tojson"] = lambda value, **more: json.dumps(value, ensure_ascii=False, **more)
     environment.globals |= {
         "raise_exception": _refuse,
         "strftime_now": lambda form: datetime.datetime.now().strftime(form),
     }
-    names: dict[str, Any] = {"bos_token": bos, "eos_token": ""}
+    names: dict[str, Any] = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
     try:
         return environment.from_string(template).render(
             messages=list(messages), add_generation_prompt=True, **names
         )
-    except TemplateError as error:
+    except InputError:
+        raise
+    except Exception as error:  # a template is a program: it may divide by zero, or recurse
         raise BundleError(
             f"the chat template cannot be rendered: {error}", "use --raw, or export with another template"
         ) from error

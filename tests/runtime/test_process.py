@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def test_what_an_early_reader_left_is_not_mixed_with_the_next_answer() -> None:
         ("dies", "the runtime ended with exit code 7: the last words"),
         ("killed", "the runtime was killed by signal 9"),
         ("babbles", "the runtime's output makes no sense: 'no JSON"),
+        ("panics", "a bug of edgespec-runtime"),
     ],
 )
 def test_a_broken_runtime(how: str, message: str) -> None:
@@ -71,7 +73,12 @@ def test_a_refused_request_leaves_the_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "message"), [("refuses", "the bundle is odd"), ("old", "the runtime speaks another protocol")]
+    ("how", "message"),
+    [
+        ("refuses", "the bundle is odd"),
+        ("old", "the runtime speaks another protocol"),
+        ("greets", "makes no sense: 'Welcome"),
+    ],
 )
 def test_a_start_that_fails(how: str, message: str) -> None:
     with pytest.raises(BackendError, match=message):
@@ -81,3 +88,35 @@ def test_a_start_that_fails(how: str, message: str) -> None:
 def test_no_such_program() -> None:
     with pytest.raises(BackendError, match="nowhere cannot be started"):
         Process(["/nowhere"])
+
+
+def test_a_start_that_fails_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A remote shell's greeting left the runtime behind."""
+    started: list[subprocess.Popen] = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    with pytest.raises(BackendError):
+        start("greets")
+    assert started[0].poll() is not None
+
+
+def test_a_new_request_ends_one_that_is_half_read() -> None:
+    """The half-read one waited for events that had gone to the new one, until the time was up."""
+    with start("slow") as process:
+        first = process.events("generate", tokens=[1])
+        assert [next(first)["event"], next(first)["event"]] == ["prompt", "round"]
+        assert process.ask("open", session="a")["event"] == "done"
+        with pytest.raises(InputError, match="another request began before the generate was over"):
+            next(first)
+        assert process.ask("open", session="b")["event"] == "done"
+
+
+def test_leaving_early_or_closing_cancels() -> None:
+    with start("slow") as process:
+        reader = process.events("generate", tokens=[1])
+        next(reader)
+        reader.close()
+        assert process.ask("seen")["event"] == "done"
+        left = process.events("generate", tokens=[1])
+        next(left)
+    assert process.child.returncode == 0  # it was asked to end, not killed
