@@ -47,7 +47,7 @@ def _mib(size: int | None) -> str:
 def stats_lines(stats: dict[str, Any]) -> list[str]:
     """What a generation took; measured, one run."""
     s = stats
-    outside = 1 - s["time_graphs_s"] / (s["time_prompt_s"] + s["time_decode_s"])
+    outside = 1 - s["time_graphs_s"] / max(s["time_prompt_s"] + s["time_decode_s"], 1e-9)
     return [
         f"prompt   {s['tokens_prompt']} tokens in {s['time_prompt_s']:.2f} s (time to the first token)",
         f"decode   {s['tokens_new']} tokens, {s['tokens_per_s']:.1f} tok/s",
