@@ -10,7 +10,7 @@ import argparse
 import os
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Self, get_args, get_type_hints
 
 from edgespec.bundle import check_output
 from edgespec.errors import InputError
@@ -21,10 +21,12 @@ from edgespec.spec import DEVICES, PRECISIONS
 FORMATS = ("onnx",)
 DEVICE_PRECISIONS = {"cpu": PRECISIONS, "npu": ("int4", "fp16")}
 LARGEST_BUDGET = 2**20
+THREADS = "threads of all graphs together; 0: the machine's cores, at most 4"
 
 
-def _flag(text: str, default: Any = MISSING, **more: Any) -> Any:
-    return field(metadata={"help": text, **more}, **({} if default is MISSING else {"default": default}))
+def _flag(text: str, default: Any = MISSING, kw_only: bool = False, **more: Any) -> Any:
+    given = {} if default is MISSING else {"default": default}
+    return field(metadata={"help": text, **more}, kw_only=kw_only, **given)
 
 
 @dataclass(frozen=True)
@@ -154,23 +156,40 @@ class CheckConfig:
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
-    """`edgespec generate`: the bundle, the prompt and how to sample and draft."""
+class _Answering:
+    """What every command that lets a model speak can be told."""
 
     bundle: str = _flag("folder of the bundle", positional=True)
+    max_new_tokens: int = _flag("most tokens of one answer", 256, kw_only=True)
+    temperature: float = _flag("0 is greedy", 0.0, kw_only=True)
+    top_k: int = _flag("sample among the k likeliest tokens; 0: all", 0, kw_only=True)
+    top_p: float = _flag("sample among the likeliest tokens that make up this much", 1.0, kw_only=True)
+    repetition_penalty: float = _flag("above 1 makes tokens already said less likely", 1.0, kw_only=True)
+    seed: int = _flag("of the sampling: the same seed repeats a text", 0, kw_only=True)
+    threads: int = _flag(THREADS, 0, kw_only=True)
+
+    def check(self) -> Self:
+        """Itself, or an InputError for the first value that cannot work."""
+        _between("max_new_tokens", self.max_new_tokens, 1, 2**20)
+        _between("temperature", self.temperature, 0, 100)
+        _between("top_k", self.top_k, 0, 2**30)
+        _between("top_p", self.top_p, 1e-6, 1)
+        _between("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        _between("seed", self.seed, 0, 2**62)
+        _between("threads", self.threads, 0, 256)
+        return self
+
+
+@dataclass(frozen=True)
+class GenerateConfig(_Answering):
+    """`edgespec generate`: the bundle, the prompt and how to sample and draft."""
+
     prompt: str = _flag("what to say to the model", positional=True)
-    max_new_tokens: int = _flag("most tokens to generate", 256)
-    temperature: float = _flag("0 is greedy", 0.0)
-    top_k: int = _flag("sample among the k likeliest tokens; 0: all", 0)
-    top_p: float = _flag("sample among the likeliest tokens that make up this much", 1.0)
     min_p: float = _flag("leave out tokens below this share of the likeliest one's probability", 0.0)
-    repetition_penalty: float = _flag("above 1 makes tokens already said less likely", 1.0)
-    seed: int = _flag("of the sampling: the same seed repeats a text", 0)
     drafter: str = _flag("who drafts", "auto", choices=("auto", "draft", "ngram", "both", "none"))
     no_draft: bool = _flag("decode plainly, the same as --drafter none", False)
     stop_rule: str = _flag("when a draft ends", "cost", choices=("cost", "adaedl", "confidence", "fixed"))
     draft_tokens: int = _flag("most drafted tokens a round; 0: as many as the graphs hold", 0)
-    threads: int = _flag("threads of all graphs together; 0: the machine's cores, at most 4", 0)
     stats: bool = _flag("print what it took on stderr", False)
     trace: str | None = _flag("file for a JSON line about every prompt and round", None)
     raw: bool = _flag("continue the prompt as plain text, without the chat template", False)
@@ -179,7 +198,9 @@ class GenerateConfig:
         """Itself, or an InputError for the first value that cannot work."""
         if not self.prompt.strip():
             raise InputError("the prompt is empty", 'write one: edgespec generate BUNDLE "..."')
-        _check_sampling(self)
+        super().check()
+        _between("min_p", self.min_p, 0, 1)
+        _between("draft_tokens", self.draft_tokens, 0, 2**20)
         if self.trace is not None and not os.path.isdir(os.path.dirname(os.path.abspath(self.trace))):
             raise InputError(
                 f"trace {self.trace!r} is in no folder", "give --trace a file in an existing one"
@@ -188,22 +209,10 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True)
-class ChatConfig:
+class ChatConfig(_Answering):
     """`edgespec chat`: the bundle and how to sample."""
 
-    bundle: str = _flag("folder of the bundle", positional=True)
-    max_new_tokens: int = _flag("most tokens of one answer", 512)
-    temperature: float = _flag("0 is greedy", 0.0)
-    top_k: int = _flag("sample among the k likeliest tokens; 0: all", 0)
-    top_p: float = _flag("sample among the likeliest tokens that make up this much", 1.0)
-    repetition_penalty: float = _flag("above 1 makes tokens already said less likely", 1.0)
-    seed: int = _flag("of the sampling", 0)
-    threads: int = _flag("threads of all graphs together; 0: the machine's cores, at most 4", 0)
-
-    def check(self) -> ChatConfig:
-        """Itself, or an InputError for the first value that cannot work."""
-        _check_sampling(self)
-        return self
+    max_new_tokens: int = _flag("most tokens of one answer", 512, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -221,25 +230,13 @@ class TuneConfig:
 
     bundle: str = _flag("folder of the bundle", positional=True)
     runs: int = _flag("timed calls of each width", 20)
-    threads: int = _flag("threads of all graphs together; 0: the machine's cores, at most 4", 0)
+    threads: int = _flag(THREADS, 0)
 
     def check(self) -> TuneConfig:
         """Itself, or an InputError for the first value that cannot work."""
         _between("runs", self.runs, 1, 10_000)
         _between("threads", self.threads, 0, 256)
         return self
-
-
-def _check_sampling(config: Any) -> None:
-    _between("max_new_tokens", config.max_new_tokens, 1, 2**20)
-    _between("temperature", config.temperature, 0, 100)
-    _between("top_k", config.top_k, 0, 2**30)
-    _between("top_p", config.top_p, 1e-6, 1)
-    _between("repetition_penalty", config.repetition_penalty, 0.01, 100)
-    _between("seed", config.seed, 0, 2**62)
-    _between("threads", config.threads, 0, 256)
-    for name, most in (("min_p", 1), ("draft_tokens", 2**20)):
-        _between(name, getattr(config, name, 0), 0, most)
 
 
 def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
