@@ -183,10 +183,9 @@ def build(config: BuildConfig, as_json: bool, progress: Progress) -> int:
 def tune(config: TuneConfig, as_json: bool, progress: Progress) -> int:
     """Measure what a call costs at each width, for the rule that decides how much to draft."""
     config.check()
-    _load("edgespec.runtime.session", "Runtime", extra="onnx")
-    from edgespec.runtime.session import Runtime, cpu, table_of
-
-    with Runtime.open(config.bundle, config.threads, note=progress.note, tuned=False) as runtime:
+    names = ("Runtime", "cpu", "table_of")
+    runtime_type, cpu, table_of = (_load("edgespec.runtime.session", name, extra="onnx") for name in names)
+    with runtime_type.open(config.bundle, config.threads, note=progress.note, tuned=False) as runtime:
         with progress.stage("calls"):
             table = runtime.process.ask("tune", runs=config.runs)["table"]
         if "draft" in table:

