@@ -29,6 +29,7 @@ Layout = dict[str, tuple[str, tuple[int, ...]]]
 BLOCK = 32  # inputs that share a 4-bit grid
 LEVELS = 15  # steps of a 4-bit grid
 MIDDLE4 = 8  # the zero point MatMulNBits and GatherBlockQuantized assume for 4 bits
+STAGES = 2  # coarse and fine codes of an offset
 MIDDLE8 = 128  # the zero point of uint8 weights
 MICROSOFT = "com.microsoft"
 FLOAT, UINT8 = 1, 2  # ONNX's numbers of the types
@@ -44,7 +45,9 @@ class Encoded:
 class Int4Grid:
     """4-bit codes in blocks of 32 inputs, each with a scale and a least value (Q4_1); kept exactly if given.
 
-    With C = low + 8·scale, W = scale·(code - 8) + C, so W·x = MatMulNBits(x) + C·(block sums of x).
+    With C = low + 8·scale, W = scale·(code - 8) + C, so W·x = MatMulNBits(x) + C·(block sums of x). C is stored
+    in the same kind of codes, coarse ones and those of what they leave (8 bits together), and multiplied by the
+    same product: the sums stand behind x, once for each.
     """
 
     name = "int4"
@@ -52,58 +55,67 @@ class Int4Grid:
 
     def parts(self, n: int, k: int) -> Layout:
         """Type and shape of each array of an [n,k] weight."""
-        blocks = -(-k // BLOCK)
-        return {
-            "codes": ("uint8", (n, blocks, BLOCK // 2)),
-            "scale": ("float32", (n, blocks)),
-            "offset": ("float32", (blocks, n)),
-        }
+        blocks = sum(layout(k))
+        return {"codes": ("uint8", (n, blocks, BLOCK // 2)), "scale": ("float32", (n, blocks))}
 
     def encode(self, weight: np.ndarray, grid: Grid | None = None) -> Encoded:
-        """Codes two a byte (the even input in the low half), scale and C; k is padded to whole blocks."""
+        """Codes two a byte (the even input in the low half) and scales; k is padded to whole blocks."""
         codes, scale, low = nearest_grid(weight) if grid is None else (grid.codes, grid.scale, grid.low)
-        pairs = codes.reshape(len(codes), -1, BLOCK)
-        packed = pairs[..., 0::2] | (pairs[..., 1::2] << 4)
-        offset = np.ascontiguousarray((low + MIDDLE4 * scale).T, dtype=np.float32)
-        return Encoded({"codes": packed, "scale": scale.astype(np.float32), "offset": offset})
+        blocks, extra, _ = layout(weight.shape[1] if grid is None else codes.shape[1])
+        left = np.pad((low + MIDDLE4 * scale).astype(np.float32), ((0, 0), (0, extra * BLOCK - blocks)))
+        all_codes, scales = [codes], [scale.astype(np.float32)]
+        for _ in range(STAGES):
+            steps, step = symmetric(left.reshape(len(left), extra, BLOCK))
+            all_codes.append((steps + MIDDLE4).astype(np.uint8).reshape(len(left), -1))
+            scales.append(step)
+            left = left - (steps * step[..., None]).reshape(left.shape)
+        pairs = np.concatenate(all_codes, 1).reshape(len(left), -1, BLOCK)
+        return Encoded({"codes": pairs[..., 0::2] | (pairs[..., 1::2] << 4), "scale": np.concatenate(scales, 1)})
 
     def decode(self, encoded: Encoded, k: int) -> np.ndarray:
         """The weight [n,k] that the graph multiplies with."""
-        packed, scale, offset = (encoded.arrays[part] for part in ("codes", "scale", "offset"))
+        packed, scale = encoded.arrays["codes"], encoded.arrays["scale"]
         codes = np.stack([packed & LEVELS, packed >> 4], -1).reshape(*packed.shape[:2], BLOCK)
-        blocks = (codes.astype(np.float32) - MIDDLE4) * scale[..., None] + offset.T[..., None]
-        return blocks.reshape(len(packed), -1)[:, :k]
+        values = (codes.astype(np.float32) - MIDDLE4) * scale[..., None]
+        blocks, extra, _ = layout(k)
+        coarse, fine = values[:, blocks : blocks + extra], values[:, blocks + extra :]
+        offset = (coarse.reshape(len(packed), -1) + fine.reshape(len(packed), -1))[:, :blocks]
+        return (values[:, :blocks] + offset[..., None]).reshape(len(packed), -1)[:, :k]
 
     def linear(self, b: Builder, x: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
         """x [1,rows,k] -> [1,rows,n]."""
         if rows == 1:
             twice = b.once((self.name, "twice", x), lambda: b.op("Concat", x, x, axis=1))
             return b.op("Gather", self.linear(b, twice, parts, 2, n, k), shape(b, 0), axis=1)
-        main = b.op(
-            "MatMulNBits", x, parts["codes"], parts["scale"], domain=MICROSOFT,
-            K=k, N=n, bits=4, block_size=BLOCK, accuracy_level=4,
+        longer = b.once((self.name, "sums", x), lambda: self.with_sums(b, x, rows, k))
+        return b.op(
+            "MatMulNBits", longer, parts["codes"], parts["scale"], domain=MICROSOFT,
+            K=sum(layout(k)) * BLOCK, N=n, bits=4, block_size=BLOCK, accuracy_level=4,
         )  # fmt: skip
-        sums = b.once((self.name, "sums", x), lambda: self.sums(b, x, rows, k))
-        return b.op("Add", main, b.op("MatMul", sums, parts["offset"]))
 
-    def sums(self, b: Builder, x: ir.Value, rows: int, k: int) -> ir.Value:
-        """The sum of every block of every row, [1,rows,blocks]."""
+    def with_sums(self, b: Builder, x: ir.Value, rows: int, k: int) -> ir.Value:
+        """x padded to whole blocks, then the sum of every block, twice, each padded too."""
+        blocks, extra, _ = layout(k)
         if k % BLOCK:
             x = b.op("Pad", x, shape(b, 0, 0, 0, 0, 0, BLOCK - k % BLOCK))
-        blocks = b.op("Reshape", x, shape(b, 1, rows, -(-k // BLOCK), BLOCK))
-        return b.op("ReduceSum", blocks, shape(b, -1), keepdims=0)
+        split = b.op("Reshape", x, shape(b, 1, rows, blocks, BLOCK))
+        sums = b.op("ReduceSum", split, shape(b, -1), keepdims=0)
+        rest = b.const(np.zeros((1, rows, extra * BLOCK - blocks), np.float32))
+        return b.op("Concat", x, *[sums, rest] * STAGES, axis=-1)
 
     def embed(self, b: Builder, ids: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
         """ids [1,rows] -> those rows of the weight, [1,rows,k]."""
-        blocks = -(-k // BLOCK)
-        table = b.op("Reshape", parts["codes"], shape(b, n, blocks * BLOCK // 2))
-        main = b.op(
+        blocks, extra, _ = layout(k)
+        every = sum(layout(k))
+        table = b.op("Reshape", parts["codes"], shape(b, n, every * BLOCK // 2))
+        values = b.op(
             "GatherBlockQuantized", table, ids, parts["scale"], domain=MICROSOFT,
             bits=4, block_size=BLOCK, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
-        offset = b.op("Transpose", b.op("Gather", parts["offset"], ids, axis=1), perm=[1, 2, 0])
-        split = b.op("Reshape", main, shape(b, 1, rows, blocks, BLOCK))
-        whole = b.op("Add", split, b.op("Reshape", offset, shape(b, 1, rows, blocks, 1)))
+        sizes = shape(b, blocks * BLOCK, blocks, extra * BLOCK - blocks, blocks, extra * BLOCK - blocks)
+        main, coarse, _, fine, _ = b.op("Split", values, sizes, axis=-1, outputs=5)
+        offset = b.op("Reshape", b.op("Add", coarse, fine), shape(b, 1, rows, blocks, 1))
+        whole = b.op("Add", b.op("Reshape", main, shape(b, 1, rows, blocks, BLOCK)), offset)
         flat = b.op("Reshape", whole, shape(b, 1, rows, blocks * BLOCK))
         return b.op("Slice", flat, shape(b, 0), shape(b, k), shape(b, 2)) if k % BLOCK else flat
 
@@ -218,6 +230,18 @@ def nearest_grid(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     scale = (high - low) / LEVELS
     steps = (blocks - low[..., None]) / np.where(scale > 0, scale, 1)[..., None]
     return np.rint(steps).astype(np.uint8).reshape(n, -1), scale, low
+
+
+def layout(k: int) -> tuple[int, int, int]:
+    """Blocks of an int4 row: of its k inputs, and of their sums' coarse and fine factors."""
+    blocks = -(-k // BLOCK)
+    return blocks, -(-blocks // BLOCK), -(-blocks // BLOCK)
+
+
+def symmetric(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of 15 steps around 0 for each value of [n,blocks,32], and the size of a block's step."""
+    step = np.abs(values).max(-1) / np.float32(MIDDLE4 - 1)
+    return np.rint(values / np.where(step > 0, step, 1)[..., None]), step
 
 
 def shape(b: Builder, *sizes: int) -> ir.Value:
