@@ -45,9 +45,9 @@ class Encoded:
 class Int4Grid:
     """4-bit codes in blocks of 32 inputs, each with a scale and a least value (Q4_1); kept exactly if given.
 
-    With C = low + 8·scale, W = scale·(code - 8) + C, so W·x = MatMulNBits(x) + C·(block sums of x). C is stored
-    in the same kind of codes, coarse ones and those of what they leave (8 bits together), and multiplied by the
-    same product: the sums stand behind x, once for each.
+    With C = low + 8·scale, W = scale·(code - 8) + C, so W·x = MatMulNBits(x) + C·(block sums of x). C is
+    stored in the same kind of codes, coarse ones and those of what they leave (8 bits together), and
+    multiplied by the same product: the sums stand behind x, once for each.
     """
 
     name = "int4"
@@ -70,7 +70,8 @@ class Int4Grid:
             scales.append(step)
             left = left - (steps * step[..., None]).reshape(left.shape)
         pairs = np.concatenate(all_codes, 1).reshape(len(left), -1, BLOCK)
-        return Encoded({"codes": pairs[..., 0::2] | (pairs[..., 1::2] << 4), "scale": np.concatenate(scales, 1)})
+        packed = pairs[..., 0::2] | (pairs[..., 1::2] << 4)
+        return Encoded({"codes": packed, "scale": np.concatenate(scales, 1)})
 
     def decode(self, encoded: Encoded, k: int) -> np.ndarray:
         """The weight [n,k] that the graph multiplies with."""

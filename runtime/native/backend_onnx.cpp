@@ -11,6 +11,7 @@
 
 #include <cstring>
 #include <map>
+#include <new>
 #include <tuple>
 
 #include "backend.h"
@@ -27,6 +28,8 @@ void check(OrtStatus* status, const std::string& doing) {
     if (!status) return;
     std::string message = api->GetErrorMessage(status);
     api->ReleaseStatus(status);
+    for (const char* words : {"bad_alloc", "bad allocation", "Failed to allocate memory"})
+        if (message.find(words) != std::string::npos) throw std::bad_alloc();
     throw Error("ONNX Runtime cannot " + doing + ": " + message.substr(0, message.find('\n')), "run edgespec check on the bundle");
 }
 

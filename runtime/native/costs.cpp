@@ -15,15 +15,16 @@ int Costs::width_for(int rows) const {
     return best;
 }
 
-Costs default_costs(const Manifest& bundle) {
+Costs default_costs(const Manifest& bundle, bool widths_agree) {
     Costs out;
     const ModelEntry& target = *bundle.model("target");
     const double more = bundle.device == "cpu" ? 0.1 : 0.01;
     const std::vector<int> widths = target.widths("verify");
+    out.widths_agree = widths_agree && target.widths_agree;
     // Where widths differ in their last bits, every call has one width, or speculation would change the text.
     for (const int width : widths)
-        if (target.widths_agree || width == widths.back()) out.verify[width] = 1 + more * (width - 1);
-    if (target.widths_agree && !target.widths("decode").empty()) out.verify[1] = 1;
+        if (out.widths_agree || width == widths.back()) out.verify[width] = 1 + more * (width - 1);
+    if (out.widths_agree && !target.widths("decode").empty()) out.verify[1] = 1;
     if (const ModelEntry* draft = bundle.model("draft"))
         out.draft = double(draft->bytes_weights) / double(std::max<int64_t>(1, target.bytes_weights));
     return out;
@@ -34,14 +35,16 @@ Costs read_costs(const std::string& file, const Manifest& bundle) {
     std::ifstream in(file);
     if (!in) throw Error(file + " cannot be read", hint);
     const auto data = nlohmann::json::parse(in, nullptr, false);
-    Costs out = default_costs(bundle);
+    if (!data.is_object() || !data.contains("verify") || !data["verify"].is_object()) throw Error(file + " is no table of call costs", hint);
+    const auto agree = data.value("widths_agree", nlohmann::json(true));
+    if (!agree.is_boolean()) throw Error(file + " does not say whether widths agree", hint);
+    Costs out = default_costs(bundle, agree.get<bool>());
     out.name = file.substr(file.rfind('/') + 1);
     const auto cost = [&](const nlohmann::json& value) {
         const double us = value.is_number() ? value.get<double>() : -1;
         if (!(us > 0) || !std::isfinite(us)) throw Error(file + " holds a cost that is no positive number", hint);
         return us;
     };
-    if (!data.is_object() || !data.contains("verify") || !data["verify"].is_object()) throw Error(file + " is no table of call costs", hint);
     for (auto& [width, us] : out.verify) {
         const std::string key = std::to_string(width);
         if (!data["verify"].contains(key)) throw Error(file + " lacks the cost of width " + key, hint);

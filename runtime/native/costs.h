@@ -12,6 +12,7 @@ struct Costs {
     std::string name = "default";
     std::map<int, double> verify;  // by width, 1 is decode; only ratios matter
     double draft = 0;              // one call of the draft's step graph
+    bool widths_agree = false;     // else every call has the widest width
     double acceptance = 0.5;       // how likely the draft model's token is accepted, before anything is seen
 
     // The cheapest target call that holds so many rows; 0 where none does.
@@ -20,7 +21,8 @@ struct Costs {
 };
 
 // A guess without measurement: a call costs its weight bytes, and on a CPU a tenth more for every further row.
-Costs default_costs(const Manifest& bundle);
+// `widths_agree`: what a test on this machine found, beside what the manifest says of the exporter's.
+Costs default_costs(const Manifest& bundle, bool widths_agree = true);
 
 // The table in a file that `tune` made, refused where it does not fit the bundle.
 Costs read_costs(const std::string& file, const Manifest& bundle);

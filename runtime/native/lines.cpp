@@ -2,9 +2,22 @@
 
 #include <unistd.h>
 
+#include <new>
 #include <thread>
 
 namespace edgespec {
+namespace {
+
+bool grown(std::string& line, char more) {
+    try {
+        line += more;
+        return true;
+    } catch (const std::bad_alloc&) {
+        return false;
+    }
+}
+
+}  // namespace
 
 Lines::Lines() {
     std::thread([this] { read(); }).detach();  // it may be waiting in read(2) when the program ends
@@ -22,25 +35,26 @@ std::optional<std::string> Lines::take() {
 void Lines::read() {
     std::string line;
     bool overlong = false;
-    const auto push = [&](std::string text) {
+    const auto end = [&] {
+        if (overlong) line = "\"too long\"";  // no request: answered with an error
+        if (line.empty()) return;
         const std::lock_guard lock(mutex_);
-        lines_.push_back(std::move(text));
+        lines_.push_back(std::move(line));
         changed_.notify_one();
+        line.clear();
+        overlong = false;
     };
     char chunk[65536];
     for (ssize_t n; (n = ::read(STDIN_FILENO, chunk, sizeof chunk)) > 0;)
         for (ssize_t i = 0; i < n; ++i) {
             if (chunk[i] != '\n') {
-                if (line.size() <= LONGEST) line += chunk[i];
-                else overlong = true;
+                overlong = overlong || line.size() >= LONGEST || !grown(line, chunk[i]);
+                if (overlong) line = std::string();
                 continue;
             }
-            if (overlong) line = "\"over 64 MiB\"";  // no request: answered with an error
-            if (!line.empty()) push(std::move(line));
-            line.clear();
-            overlong = false;
+            end();
         }
-    if (!line.empty() && !overlong) push(std::move(line));
+    end();
     const std::lock_guard lock(mutex_);
     ended_ = true;
     changed_.notify_one();

@@ -79,7 +79,7 @@ class Loop {
             if (listener_.cancelled()) return {};
             const int at = c_.target.cache.position(), rows = std::min({block, all - at, c_.target.room()});
             // A few tokens go through a narrow graph, where one gives the same bits.
-            const int narrow = target_.widths_agree ? costs_.width_for(rows) : 0;
+            const int narrow = costs_.widths_agree ? costs_.width_for(rows) : 0;
             const char* kind = narrow == 0 ? "prefill" : narrow == 1 ? "decode" : "verify";
             last = c_.target.call(kind, narrow ? narrow : block, &c_.history[size_t(at)], rows);
             if (narrow) last.logits += int64_t(rows - 1) * target_.head_rows, last.argmax += rows - 1;

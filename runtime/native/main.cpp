@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <system_error>
 #include <thread>
 
 #include "error.h"
@@ -43,6 +44,7 @@ edgespec::Options parse(int argc, char** argv) {
 
 int main(int argc, char** argv) {
     std::signal(SIGPIPE, SIG_IGN);
+    std::signal(SIGXFSZ, SIG_IGN);  // a snapshot that is too large is an error
     for (int i = 1; i < argc; ++i) {
         if (!std::strcmp(argv[i], "--help") || !std::strcmp(argv[i], "-h")) return std::fputs(edgespec::HELP, stdout), 0;
         if (!std::strcmp(argv[i], "--version")) return std::puts(EDGESPEC_VERSION), 0;
@@ -53,6 +55,8 @@ int main(int argc, char** argv) {
         return fail(2, e.message, e.hint);
     } catch (const std::bad_alloc&) {
         return fail(2, "not enough memory to open the bundle", "close other programs, or use --no-prepack");
+    } catch (const std::system_error& e) {  // a thread
+        return fail(2, std::string("the machine refuses a thread: ") + e.what(), "close other programs");
     } catch (const std::exception& e) {
         return fail(101, std::string("a bug of edgespec-runtime: ") + e.what(), "report it with the bundle's manifest.json");
     }

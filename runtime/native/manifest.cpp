@@ -4,11 +4,11 @@
 
 #include <algorithm>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
 
 #include "error.h"
+#include "json.h"
 
 namespace edgespec {
 namespace {
@@ -52,12 +52,13 @@ std::vector<int> numbers(const Json& object, const std::string& name, const std:
 }
 
 std::string read_file(const std::string& path, int64_t most) {
-    std::ifstream file(path, std::ios::binary);
+    struct stat found {};
+    const bool regular = ::stat(path.c_str(), &found) == 0 && S_ISREG(found.st_mode);  // a pipe would wait to be opened
+    std::ifstream file(regular ? path : "", std::ios::binary);
     if (!file) throw Error(path + " cannot be read", "give the folder of a bundle that edgespec export made");
-    std::string text;
-    text.resize(size_t(most) + 1);
+    if (found.st_size > most) throw Error(path + " is absurdly large", AGAIN);
+    std::string text(size_t(found.st_size), '\0');
     file.read(text.data(), std::streamsize(text.size()));
-    if (file.gcount() > most) throw Error(path + " is absurdly large", AGAIN);
     text.resize(size_t(file.gcount()));
     return text;
 }
@@ -213,7 +214,7 @@ Manifest read_manifest(const std::string& folder) {
     out.folder = folder;
     const std::string text = read_file(folder + "/manifest.json", LARGEST_MANIFEST);
     out.identity = fnv1a(text.data(), text.size());
-    const Json data = Json::parse(text, nullptr, false);
+    const Json data = parse_json(text);
     if (!data.is_object()) throw Error("manifest.json is no JSON object", AGAIN);
     const int schema = number(data, "schema", "manifest");
     if (schema != SCHEMA) throw Error("the bundle has schema " + std::to_string(schema) + ", this runtime reads " + std::to_string(SCHEMA), schema > SCHEMA ? "update edgespec" : AGAIN);

@@ -3,19 +3,23 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
 #include <cinttypes>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <map>
-#include <nlohmann/json.hpp>
+#include <new>
 #include <set>
 
 #include "error.h"
+#include "json.h"
 #include "lines.h"
 #include "loop.h"
 #include "snapshot.h"
 #include "tune.h"
+#include "widths.h"
 
 namespace edgespec {
 
@@ -44,15 +48,20 @@ The first line is {"event":"ready",...}. Every answer carries the request's id; 
   {"op":"restore","id":6,"session":"b","path":"file"}
   {"op":"sessions","id":7}   {"op":"close","id":8,"session":"a"}
   {"op":"tune","id":9,"runs":20}                what a call costs at each width, in microseconds
-  {"op":"quit","id":10}
+  {"op":"check","id":10}                        do all widths give a row the same bits on this machine? "difference" is
+                                                empty if so
+  {"op":"quit","id":11}
 
-Exit codes: 0 asked to quit, or the input ended; 2 the bundle or the machine; 101 a bug.
+Exit codes: 0 asked to quit, the input ended, or nobody reads the output; 2 the bundle or the machine; 101 a bug.
 )";
 
 namespace {
 
 using Json = nlohmann::json;
 using Clock = std::chrono::steady_clock;
+
+constexpr size_t LONGEST_CANCEL = 1 << 16;  // bytes: two ids, each letter escaped
+constexpr size_t SPARE = 1 << 20;           // bytes
 
 int64_t rss_peak() {
     struct rusage used {};
@@ -71,8 +80,10 @@ int64_t rss_now() {
 
 void say(const Json& event) {
     const std::string line = event.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
-    std::fwrite(line.data(), 1, line.size(), stdout);
-    if (std::fflush(stdout) != 0) _exit(0);  // nobody listens any more
+    if (std::fwrite(line.data(), 1, line.size(), stdout) == line.size() && std::fflush(stdout) == 0) return;
+    if (errno == EPIPE) _exit(0);  // nobody listens any more
+    std::fprintf(stderr, "error: the output cannot be written: %s\nhint:  free some space, or read it through a pipe\n", std::strerror(errno));
+    _exit(2);
 }
 
 Json record(const std::vector<CallRecord>& calls) {
@@ -191,20 +202,30 @@ class Server : public Listener {
     }
     bool cancelled() override {
         const auto line = lines_.take_if([&](const std::string& text) {
-            if (text.find("\"cancel\"") == std::string::npos) return false;
-            const Json data = Json::parse(text, nullptr, false);
+            if (text.size() > LONGEST_CANCEL || text.find("\"cancel\"") == std::string::npos) return false;
+            const Json data = parse_json(text);
             return data.is_object() && data.value("op", Json()) == "cancel" && data.value("request", Json()) == id_;
         });
         if (!line) return false;
-        say({{"id", Json::parse(*line).value("id", Json())}, {"event", "done"}});
+        say({{"id", parse_json(*line).value("id", Json())}, {"event", "done"}});
         return true;
     }
 
   private:
     void answer(const std::string& line) {
         id_ = nullptr;
+        if (!spare_) spare_.reset(new (std::nothrow) char[SPARE]);
         try {
-            const Json data = Json::parse(line, nullptr, false);
+            reply(line);
+        } catch (const std::bad_alloc&) {
+            spare_.reset();
+            say({{"id", id_}, {"event", "error"}, {"error", "not enough memory"}, {"hint", "close a session, or use a bundle with a smaller budget"}});
+        }
+    }
+
+    void reply(const std::string& line) {
+        try {
+            const Json data = parse_json(line);
             if (!data.is_object()) throw Error("a request is one JSON object a line of at most 64 MiB", "see edgespec-runtime --help");
             const Json id = data.value("id", Json());
             if (!id.is_string() && !id.is_number_integer()) throw Error("a request's id is a text or a whole number", "see edgespec-runtime --help");
@@ -217,8 +238,6 @@ class Server : public Listener {
             say(event);
         } catch (const Error& e) {
             say({{"id", id_}, {"event", "error"}, {"error", e.message}, {"hint", e.hint}});
-        } catch (const std::bad_alloc&) {
-            say({{"id", id_}, {"event", "error"}, {"error", "not enough memory"}, {"hint", "close a session, or use a bundle with a smaller budget"}});
         }
     }
 
@@ -230,6 +249,7 @@ class Server : public Listener {
         if (op == "truncate") return truncate(f);
         if (op == "snapshot" || op == "restore") return keep(op, f);
         if (op == "tune") return tune(f);
+        if (op == "check") return f.done(), Json{{"difference", width_difference(*target_)}};
         if (op == "cancel") {
             f.skip("request");
             return f.done(), Json::object();  // its request has ended already
@@ -332,6 +352,7 @@ class Server : public Listener {
     Options options_;
     std::unique_ptr<Model> target_, draft_;
     std::map<std::string, std::unique_ptr<Conversation>> sessions_;
+    std::unique_ptr<char[]> spare_;  // what is needed to say that there is not enough
     Json id_;
     bool trace_ = false, quit_ = false;
 };

@@ -30,10 +30,12 @@ struct File {
     File(const std::string& path, const char* mode) : at(std::fopen(path.c_str(), mode)) {}
     ~File() { if (at) std::fclose(at); }
     bool write(const void* data, size_t bytes) {
+        if (!bytes) return true;  // an empty vector has no data
         sum = fnv1a(data, bytes, sum);
         return std::fwrite(data, 1, bytes, at) == bytes;
     }
     bool read(void* data, size_t bytes) {
+        if (!bytes) return true;
         const bool whole = std::fread(data, 1, bytes, at) == bytes;
         if (whole) sum = fnv1a(data, bytes, sum);
         return whole;
@@ -80,9 +82,10 @@ int64_t save(const Conversation& c, uint64_t bundle, const std::string& path) {
 }
 
 void restore(Conversation& c, uint64_t bundle, const std::string& path) {
-    File file(path, "rb");
     struct stat found {};
-    if (!file.at || ::fstat(::fileno(file.at), &found) != 0 || !S_ISREG(found.st_mode)) throw Error(path + " cannot be read", HINT);
+    const bool regular = ::stat(path.c_str(), &found) == 0 && S_ISREG(found.st_mode);  // a pipe would wait to be opened
+    File file(regular ? path : "", "rb");
+    if (!file.at) throw Error(path + " cannot be read", HINT);
     Header h{};
     if (!file.read(&h, sizeof h) || std::memcmp(h.magic, MAGIC, sizeof MAGIC) != 0) throw Error(path + " is no snapshot", HINT);
     if (h.version != VERSION) throw Error(path + " is of version " + std::to_string(h.version), h.version > VERSION ? "update edgespec" : HINT);

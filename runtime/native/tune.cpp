@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <optional>
 
+#include "widths.h"
+
 namespace edgespec {
 namespace {
 
@@ -47,7 +49,7 @@ nlohmann::json measure(Model& target, Model* draft, int runs, int threads) {
             t.state.call(t.kind, t.width, ids.data(), t.kind == "draft" ? 1 : std::min(t.width, t.state.room()));
             if (run >= 0) t.us.push_back(calls.back().us);
         }
-    nlohmann::json verify = nlohmann::json::object(), out = {{"threads", threads}, {"runs", runs}};
+    nlohmann::json verify = nlohmann::json::object(), out = {{"threads", threads}, {"runs", runs}, {"widths_agree", width_difference(target).empty()}};
     for (Timed& t : all) (t.kind == "draft" ? out["draft"] : verify[std::to_string(t.width)]) = median(t.us);
     out["verify"] = std::move(verify);
     return out;

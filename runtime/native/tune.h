@@ -7,7 +7,8 @@
 
 namespace edgespec {
 
-// Microseconds a call: the median of `runs`, the kinds interleaved, at a cache that is a quarter full.
+// Microseconds a call: the median of `runs`, the kinds interleaved, at a cache that is a quarter full; and whether all
+// widths agree here.
 nlohmann::json measure(Model& target, Model* draft, int runs, int threads);
 
 }  // namespace edgespec

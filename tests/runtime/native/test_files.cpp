@@ -88,6 +88,8 @@ static void cost_tables() {
     CHECK(refused(R"({"verify":{"1":1,"2":1,"4":1},"acceptance":1.5})") != "");
     CHECK(refused(R"({"verify":{"1":10,"2":11}})") == folder + "/t.json lacks the cost of width 4");
     CHECK(refused(R"({"verify":{"1":10,"2":0,"4":1}})") != "" && refused(R"({"verify":{"1":10,"2":"x","4":1}})") != "" && refused("[]") != "" && refused("") != "");
+    CHECK(refused(R"({"verify":{"4":12},"widths_agree":false})") == "" && read_costs(folder + "/t.json", bundle).width_for(1) == 4);
+    CHECK(refused(R"({"verify":{"1":1,"2":1,"4":1},"widths_agree":1})") != "");
     bundle.models[0].widths_agree = false;  // then every call has the widest width
     CHECK(default_costs(bundle).verify.size() == 1 && default_costs(bundle).width_for(1) == 4);
 }

@@ -8,6 +8,7 @@
 
 #include "fake.h"
 #include "snapshot.h"
+#include "widths.h"
 
 using namespace edgespec;
 
@@ -285,4 +286,15 @@ static void stops() {
         }
 }
 
-int main() { lossless(), penalised(), a_seed_repeats_its_text(), conversations(), cancelling_and_faults(), stops(), exact_sampling(); }
+static void widths() {
+    for (const char* contract : {"append", "rows"}) {
+        World w(contract, "keydiff", 48, 16, {16, 48});
+        CHECK(width_difference(*w.target) == "");
+        World odd(contract, "keydiff", 48, 16, {16, 48});
+        odd.target_backend.faults.odd_width = 4;
+        odd.target = std::make_unique<Model>(odd.target_entry, odd.target_backend);
+        CHECK(width_difference(*odd.target) == "verify4-16 leaves decode1-16 in the logits of row 0");
+    }
+}
+
+int main() { widths(), lossless(), penalised(), a_seed_repeats_its_text(), conversations(), cancelling_and_faults(), stops(), exact_sampling(); }
