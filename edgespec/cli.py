@@ -26,6 +26,7 @@ from edgespec.config import (
     ExportConfig,
     GenerateConfig,
     InspectConfig,
+    PushConfig,
     TuneConfig,
     add_flags,
     from_values,
@@ -121,11 +122,10 @@ def check(config: CheckConfig, as_json: bool, progress: Progress) -> int:
 def generate(config: GenerateConfig, as_json: bool, progress: Progress) -> int:
     """Answer a prompt, speculatively; the text is that of plain decoding."""
     config.check()
-    runtime_type = _load("edgespec.runtime.session", "Runtime", extra="onnx")
     settings = _settings(config)
     with (
         _written(config.trace) if config.trace else nullcontext() as trace,
-        runtime_type.open(config.bundle, config.threads, note=progress.note) as runtime,
+        _opened(config, progress) as runtime,
     ):
         session = runtime.session()
         for piece in session.stream(config.prompt, settings, raw=config.raw, trace=trace):
@@ -146,8 +146,7 @@ def generate(config: GenerateConfig, as_json: bool, progress: Progress) -> int:
 def chat(config: ChatConfig, as_json: bool, progress: Progress) -> int:
     """Talk to a bundle in the terminal: /reset starts anew, /quit or the end of the input ends."""
     config.check()
-    runtime_type = _load("edgespec.runtime.session", "Runtime", extra="onnx")
-    with runtime_type.open(config.bundle, config.threads, note=progress.note) as runtime:
+    with _opened(config, progress) as runtime:
         session = runtime.session()
         for line in _typed(sys.stdin.isatty()):
             if line == "/quit":
@@ -172,7 +171,7 @@ def chat(config: ChatConfig, as_json: bool, progress: Progress) -> int:
 
 def build(config: BuildConfig, as_json: bool, progress: Progress) -> int:
     """Compile the native runtime now; prints where the binary is."""
-    path = _load("edgespec.runtime.build", "binary")(progress.note, config.sanitize)
+    path = _load("edgespec.runtime.build", "binary")(progress.note, config.sanitize, config.arch)
     if as_json:
         _print_json("build", {"binary": str(path)})
     else:
@@ -186,11 +185,8 @@ def tune(config: TuneConfig, as_json: bool, progress: Progress) -> int:
     names = ("Runtime", "cpu", "table_of")
     runtime_type, cpu, table_of = (_load("edgespec.runtime.session", name, extra="onnx") for name in names)
     with runtime_type.open(config.bundle, config.threads, note=progress.note, tuned=False) as runtime:
-        with progress.stage("calls"):
-            table = runtime.process.ask("tune", runs=config.runs)["table"]
-        if "draft" in table:
-            with progress.stage("the draft's acceptance"):
-                table["acceptance"] = runtime.acceptance()
+        with progress.stage("call costs") as advance:
+            table = runtime.tune(config.runs, advance)
         path = table_of(runtime.bundle.path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(table | {"cpu": cpu()}, indent=1) + "\n", encoding="utf-8")
@@ -204,6 +200,30 @@ def tune(config: TuneConfig, as_json: bool, progress: Progress) -> int:
         print(path)
     progress.note(f'next: edgespec generate {config.bundle} "..." --stats')
     return 0
+
+
+def push(config: PushConfig, as_json: bool, progress: Progress) -> int:
+    """Copy a bundle and the runtime to a device, check and tune it there, and say what to type next.
+
+    Exit 1 if the device gives speculative text that is not its plain text.
+    """
+    config.check()
+    run = _load("edgespec.runtime.push", "push", extra="onnx")
+    result = run(config, progress)
+    if as_json:
+        _print_json("push", result.to_json())
+    else:
+        print("\n".join(result.lines()))
+    if result.same_text:
+        progress.note(f'next: edgespec generate {config.bundle} "..." {result.flags}')
+    return 0 if result.same_text else 1
+
+
+def _opened(config: GenerateConfig | ChatConfig, progress: Progress) -> Any:
+    runtime_type = _load("edgespec.runtime.session", "Runtime", extra="onnx")
+    remote_type = _load("edgespec.runtime.remote", "Remote", extra="onnx")
+    remote = remote_type(config.via, config.to) if config.via else None
+    return runtime_type.open(config.bundle, config.threads, note=progress.note, remote=remote)
 
 
 def _settings(config: GenerateConfig | ChatConfig) -> Any:
@@ -238,6 +258,7 @@ COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
     (chat, ChatConfig),
     (tune, TuneConfig),
     (build, BuildConfig),
+    (push, PushConfig),
 )
 
 

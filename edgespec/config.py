@@ -21,6 +21,8 @@ from edgespec.spec import DEVICES, PRECISIONS
 FORMATS = ("onnx",)
 DEVICE_PRECISIONS = {"cpu": PRECISIONS, "npu": ("int4", "fp16")}
 LARGEST_BUDGET = 2**20
+VIA = 'command that runs a shell line on the device, such as "adb shell" or "ssh phone"'
+TO = "folder on the device (default: edgespec, with adb /data/local/tmp/edgespec)"
 THREADS = "threads of all graphs together; 0: the machine's cores, at most 4"
 
 
@@ -167,6 +169,8 @@ class _Answering:
     repetition_penalty: float = _flag("above 1 makes tokens already said less likely", 1.0, kw_only=True)
     seed: int = _flag("of the sampling: the same seed repeats a text", 0, kw_only=True)
     threads: int = _flag(THREADS, 0, kw_only=True)
+    via: str = _flag(f"{VIA}; answer there, after edgespec push", "", kw_only=True)
+    to: str = _flag(TO, "", kw_only=True)
 
     def check(self) -> Self:
         """Itself, or an InputError for the first value that cannot work."""
@@ -222,6 +226,23 @@ class BuildConfig:
     sanitize: bool = _flag(
         "with AddressSanitizer and UndefinedBehaviorSanitizer: slow, for finding bugs", False
     )
+    arch: str = _flag("for another Linux machine's processor, such as aarch64", "")
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """`edgespec push`: which bundle, and how to reach the device."""
+
+    bundle: str = _flag("folder of the bundle", positional=True)
+    via: str = _flag(VIA)
+    to: str = _flag(TO, "")
+    binary: str = _flag("folder with a runtime and its library that were built for the device", "")
+    threads: int = _flag(THREADS, 0)
+
+    def check(self) -> PushConfig:
+        """Itself, or an InputError for the first value that cannot work."""
+        _between("threads", self.threads, 0, 256)
+        return self
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Compiles the native runtime on this machine, once, into the user's cache; its sources are package data.
+"""Compiles the native runtime, once for each processor, into the user's cache; its sources are package data.
 
-Needs a C++17 compiler and CMake. The ONNX Runtime library is the installed package's; the two headers that no
-wheel of it ships come, hash-checked, out of pinned wheels that carry them, and are never installed.
+Needs a C++17 compiler and CMake. For this machine the ONNX Runtime library is the installed package's, for
+another processor that of its wheel; the two headers that no wheel of it ships come out of pinned wheels that
+carry them. Downloaded wheels are hash-checked and never installed.
 """
 
 from __future__ import annotations
@@ -36,22 +37,38 @@ JSON_HEADER = (
     "5f6132720fb25d0d70bf0742f8397b49a540dcc193e7312a914f6aa49f054810",
     "nlohmann_json/include",
 )
+# The library for another processor: its wheel, the folder inside, and the prefix of Debian's cross compiler
+CROSS = {
+    "aarch64": (
+        (
+            "onnxruntime==1.32.0",
+            "2303372a85299b6757b0e11e1cbf13e410ddf7e10c37f4b37e99d1c90e7daf7c",
+            "onnxruntime/capi",
+        ),
+        ("manylinux_2_27_aarch64", "manylinux_2_28_aarch64"),
+        "aarch64-linux-gnu-",
+    ),
+}
+SYSTEM = ("/usr/include", "/usr/local/include", "/opt/homebrew/include")
 INSTALL = "install a C++17 compiler and CMake (Debian: apt install g++ cmake; macOS: xcode-select --install)"
 
 
-def binary(note: Callable[[str], None], sanitize: bool = False) -> Path:
+def binary(note: Callable[[str], None], sanitize: bool = False, arch: str = "") -> Path:
     """The runtime's binary, compiled first if these sources never were; `note` is told so.
 
-    BackendError where a tool, a header or the library is missing, or the compiler refuses.
+    `arch`: for another Linux machine's processor, one of CROSS. The library lies beside the binary, as
+    libonnxruntime.so.1. BackendError where a tool, a header or the library is missing, or the compiler
+    refuses.
     """
-    library = onnx_library()
-    sanitize = sanitize or os.environ.get("EDGESPEC_SANITIZE") == "1"
-    home = cache() / f"runtime-{key(library, sanitize)}"
+    arch = "" if arch == platform.machine() else arch
+    sanitize = sanitize or (not arch and os.environ.get("EDGESPEC_SANITIZE") == "1")
+    library = cross_library(arch) if arch else onnx_library()
+    home = cache() / f"runtime-{key(library, sanitize, arch)}"
     if not (home / BINARY).exists():
         shutil.rmtree(home, ignore_errors=True)  # somebody took the binary out of it
-        note("compiling the native runtime (once, about a minute)")
+        note(f"compiling the native runtime{arch and f' for {arch}'} (once, about a minute)")
         with appearing(home) as made:
-            build(made, library, sanitize)
+            build(made, library, sanitize, *cross_flags(arch))
     return home / BINARY
 
 
@@ -81,9 +98,9 @@ def build(folder: Path, library: Path, sanitize: bool = False, *more: str) -> No
         raise BackendError("the native runtime cannot be compiled: no C++ compiler and CMake found", INSTALL)
     configure = [
         cmake, "-S", str(NATIVE), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release",
-        f"-DONNXRUNTIME_INCLUDE_DIR={given_headers() or headers(*ONNX_HEADER)}",
+        f"-DONNXRUNTIME_INCLUDE_DIR={given_headers() or system_headers() or unpacked(*ONNX_HEADER)}",
         f"-DONNXRUNTIME_LIBRARY={library}",
-        f"-DNLOHMANN_INCLUDE_DIR={headers(*JSON_HEADER)}",
+        f"-DNLOHMANN_INCLUDE_DIR={unpacked(*JSON_HEADER)}",
         f"-DEDGESPEC_SANITIZE={'ON' if sanitize else 'OFF'}",
         *more,
     ]  # fmt: skip
@@ -112,6 +129,44 @@ def given_headers() -> str:
     return folder and os.path.abspath(folder)
 
 
+def system_headers() -> str:
+    """The folder where a package of the system keeps the header, or nothing."""
+    inside = ("", "onnxruntime", "onnxruntime/core/session")
+    folders = [Path(root) / sub for root in SYSTEM for sub in inside]
+    return next((str(f) for f in folders if (f / "onnxruntime_c_api.h").is_file()), "")
+
+
+def cross_flags(arch: str) -> list[str]:
+    """CMake's flags for another processor; BackendError where its compiler is missing."""
+    if not arch:
+        return []
+    prefix = CROSS[arch][2]
+    if shutil.which(f"{prefix}g++") is None:
+        raise BackendError(
+            f"no compiler for {arch}: {prefix}g++ was not found",
+            f"Debian: apt install g++-{prefix.rstrip('-')}",
+        )
+    return [
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        f"-DCMAKE_SYSTEM_PROCESSOR={arch}",
+        f"-DCMAKE_CXX_COMPILER={prefix}g++",
+    ]
+
+
+def cross_library(arch: str) -> Path:
+    """ONNX Runtime's shared library for another processor."""
+    if arch not in CROSS:
+        raise InputError(f"no runtime can be compiled for {arch!r} here", f"known: {', '.join(CROSS)}")
+    wheel, platforms, _ = CROSS[arch]
+    which = [
+        "--python-version=311",
+        "--implementation=cp",
+        "--abi=cp311",
+        *(f"--platform={p}" for p in platforms),
+    ]
+    return next(unpacked(*wheel, *which).glob("libonnxruntime.so.*"))
+
+
 def onnx_library() -> Path:
     """The shared library inside the installed onnxruntime package, which is not imported."""
     spec = find_spec("onnxruntime")
@@ -122,28 +177,31 @@ def onnx_library() -> Path:
     return found[-1]
 
 
-def headers(wheel: str, sha256: str, inside: str) -> Path:
-    """The folder with a wheel's headers; the wheel is downloaded if need be and never installed."""
+def unpacked(wheel: str, sha256: str, inside: str, *which: str) -> Path:
+    """The folder with a wheel's headers or library; the wheel is downloaded if need be and never installed.
+
+    `which`: pip's flags for a wheel of another platform.
+    """
     home = cache() / f"headers-{sha256[:16]}"
     if not home.exists():
         with appearing(home) as made:
-            file = download(wheel, sha256, made.parent)
+            file = download(wheel, sha256, made.parent, *which)
             unpack(file, inside, made)
     return home
 
 
-def download(wheel: str, sha256: str, folder: Path) -> Path:
+def download(wheel: str, sha256: str, folder: Path, *which: str) -> Path:
     """The wheel's file, as its pinned hash wants it."""
     command = [
         sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:",
-        "--disable-pip-version-check", "-d", str(folder), wheel,
+        "--disable-pip-version-check", "-d", str(folder), *which, wheel,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     files = sorted(folder.glob("*.whl"))
     if done.returncode or not files:
         last = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
         raise BackendError(
-            f"{wheel}, whose header the native runtime needs, cannot be downloaded: {last}",
+            f"{wheel}, of which the native runtime needs a part, cannot be downloaded: {last}",
             "connect once; later runs take it from the cache",
         )
     if hashlib.sha256(files[0].read_bytes()).hexdigest() != sha256:
@@ -154,11 +212,12 @@ def download(wheel: str, sha256: str, folder: Path) -> Path:
 
 
 def unpack(file: Path, inside: str, folder: Path) -> None:
-    """The headers below a folder of the wheel."""
+    """The headers and libraries below a folder of the wheel."""
     with zipfile.ZipFile(file) as wheel:
         for name in wheel.namelist():
             path = PurePosixPath(name)
-            if not path.is_relative_to(inside) or path.suffix not in (".h", ".hpp") or ".." in path.parts:
+            wanted = path.suffix in (".h", ".hpp") or path.name.startswith("libonnxruntime.so")
+            if not path.is_relative_to(inside) or not wanted or ".." in path.parts:
                 continue
             place = folder / path.relative_to(inside)
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +229,7 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgespec"
 
 
-def key(library: Path, sanitize: bool) -> str:
+def key(library: Path, sanitize: bool, arch: str) -> str:
     """A name for what a binary is made of."""
     made = hashlib.sha256()
     for path in sorted(NATIVE.iterdir()):
@@ -180,9 +239,9 @@ def key(library: Path, sanitize: bool) -> str:
         distribution("onnxruntime").version,
         ONNX_HEADER,
         JSON_HEADER,
-        platform.machine(),
+        arch or platform.machine(),
         sanitize,
-        given_headers(),
+        given_headers() or system_headers(),
     )
     made.update(repr(facts).encode())
     return made.hexdigest()[:16]

@@ -23,8 +23,10 @@ import tokenizers
 
 from edgespec.bundle import Bundle, open_bundle
 from edgespec.errors import BundleError, InputError
+from edgespec.progress import Advance
 from edgespec.runtime.build import binary
 from edgespec.runtime.process import ANSWERS, Process
+from edgespec.runtime.remote import Remote
 from edgespec.runtime.text import Message, Streamed, render
 
 QUESTIONS = (
@@ -91,6 +93,7 @@ class Runtime:
         path: Path | str,
         threads: int = 0,
         command: Sequence[str] = (),
+        remote: Remote | None = None,
         timeout: float = ANSWERS,
         note: Callable[[str], None] | None = None,
         tuned: bool = True,
@@ -98,16 +101,24 @@ class Runtime:
         """Start the runtime over the bundle in this folder, compiling it first if need be.
 
         `threads` 0: the machine's cores, at most 4. `command`: how to start it instead of the local binary,
-        such as a remote shell's words; `--bundle PATH` is added. `note` is told what takes long.
-        `tuned`: use the table of call costs beside the bundle, where there is one.
+        such as an emulator's words; `--bundle PATH` is added. `remote`: start it there, on the copy that
+        `edgespec push` made. `note` is told what takes long.
+        `tuned`: use the table of call costs beside the bundle, where there is one of this processor.
         """
-        bundle = open_bundle(path)
-        start = list(command) or [str(binary(note or _to_stderr))]
+        bundle, note = open_bundle(path), note or _to_stderr
+        if remote:
+            return cls(bundle, Process(remote.command(bundle.path, threads, tuned), timeout))
+        start = list(command) or [str(binary(note))]
         start += ["--bundle", str(bundle.path)]
         if threads:
             start += ["--threads", str(threads)]
         if tuned and not command and (table := table_of(bundle.path)).is_file():
-            start += ["--table", str(table)]
+            if _is_of(table, cpu()):
+                start += ["--table", str(table)]
+            else:
+                note(
+                    f"{table.name} is of another processor and not used; measure again: edgespec tune {path}"
+                )
         return cls(bundle, Process(start, timeout))
 
     def __enter__(self) -> Runtime:
@@ -124,6 +135,15 @@ class Runtime:
         """A new conversation."""
         self.opened += 1
         return Session(self, f"session {self.opened}")
+
+    def tune(self, runs: int, advance: Advance) -> dict[str, Any]:
+        """What a call costs at each width, do widths agree there, and how good the draft is."""
+        last: dict[str, Any] = {}
+        for last in self.process.events("tune", runs=runs):
+            if last["event"] == "run":
+                advance(last["run"], runs)
+        table: dict[str, Any] = last["table"]
+        return table | ({"acceptance": self.acceptance()} if "draft" in table else {})
 
     def acceptance(self) -> float:
         """How often the draft model's next token is the target's, over a few plain questions."""
@@ -286,6 +306,15 @@ class Session:
 def table_of(bundle: Path) -> Path:
     """Where `edgespec tune` keeps a bundle's table of call costs: beside it."""
     return Path(os.path.abspath(bundle) + ".tune.json")
+
+
+def _is_of(table: Path, processor: str) -> bool:
+    """Was a table measured on this processor? One that cannot be read is left to the runtime's complaint."""
+    try:
+        data = json.loads(table.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    return not isinstance(data, dict) or data.get("cpu", processor) == processor
 
 
 def cpu() -> str:

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 #include <map>
 #include <new>
@@ -41,7 +42,9 @@ class Mapping {
         struct stat found {};
         if (file >= 0 && fstat(file, &found) == 0 && S_ISREG(found.st_mode)) size_ = size_t(found.st_size);
         void* at = file < 0 || size_ == 0 ? MAP_FAILED : mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
+        const bool full = at == MAP_FAILED && errno == ENOMEM;
         if (file >= 0) ::close(file);
+        if (full) throw std::bad_alloc();
         if (at == MAP_FAILED) throw Error(path + " cannot be read", "copy the bundle again");
         data_ = static_cast<uint8_t*>(at);
     }

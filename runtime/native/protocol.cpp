@@ -18,6 +18,7 @@
 #include "lines.h"
 #include "loop.h"
 #include "snapshot.h"
+#include "spare.h"
 #include "tune.h"
 #include "widths.h"
 
@@ -47,7 +48,7 @@ The first line is {"event":"ready",...}. Every answer carries the request's id; 
   {"op":"snapshot","id":5,"session":"a","path":"file"}
   {"op":"restore","id":6,"session":"b","path":"file"}
   {"op":"sessions","id":7}   {"op":"close","id":8,"session":"a"}
-  {"op":"tune","id":9,"runs":20}                what a call costs at each width, in microseconds
+  {"op":"tune","id":9,"runs":20}                what a call costs at each width, in microseconds; a "run" event after each
   {"op":"check","id":10}                        do all widths give a row the same bits on this machine? "difference" is
                                                 empty if so
   {"op":"quit","id":11}
@@ -61,7 +62,6 @@ using Json = nlohmann::json;
 using Clock = std::chrono::steady_clock;
 
 constexpr size_t LONGEST_CANCEL = 1 << 16;  // bytes: two ids, each letter escaped
-constexpr size_t SPARE = 1 << 20;           // bytes
 
 int64_t rss_peak() {
     struct rusage used {};
@@ -214,11 +214,9 @@ class Server : public Listener {
   private:
     void answer(const std::string& line) {
         id_ = nullptr;
-        if (!spare_) spare_.reset(new (std::nothrow) char[SPARE]);
         try {
             reply(line);
         } catch (const std::bad_alloc&) {
-            spare_.reset();
             say({{"id", id_}, {"event", "error"}, {"error", "not enough memory"}, {"hint", "close a session, or use a bundle with a smaller budget"}});
         }
     }
@@ -233,7 +231,9 @@ class Server : public Listener {
             if (id.is_string()) fields.text("id");
             else fields.whole("id", 0, INT64_MIN, INT64_MAX);
             id_ = id;
-            Json event = perform(fields.text("op"), fields);
+            const std::string op = fields.text("op");
+            if (!Spare::hold() && op != "close" && op != "quit") throw std::bad_alloc();
+            Json event = perform(op, fields);
             event["id"] = id_, event["event"] = "done";
             say(event);
         } catch (const Error& e) {
@@ -269,6 +269,7 @@ class Server : public Listener {
         f.done();
         if (sessions_.count(name)) throw Error("session " + Json(name.substr(0, 60)).dump(-1, ' ', true) + " is open already", "choose another name, or close it");
         auto made = std::make_unique<Conversation>(*target_, draft_.get());
+        if (!Spare::hold()) throw std::bad_alloc();  // the others need it
         const int64_t bytes = made->bytes();
         sessions_[name] = std::move(made);
         return {{"session", name}, {"bytes", bytes}};
@@ -305,7 +306,8 @@ class Server : public Listener {
     Json tune(Fields& f) {
         const int runs = int(f.whole("runs", 20, 1, 10000));
         f.done();
-        return {{"table", measure(*target_, draft_.get(), runs, options_.onnx.threads)}};
+        const auto ran = [&](int run) { say({{"id", id_}, {"event", "run"}, {"run", run}}); };  // it may take minutes
+        return {{"table", measure(*target_, draft_.get(), runs, options_.onnx.threads, ran)}};
     }
 
     Json generate(Fields& f) {
@@ -345,6 +347,7 @@ class Server : public Listener {
         return {{"reason", s.reason}, {"stats", std::move(stats)}};
     }
 
+    Spare spare_;
     Lines& lines_;  // never freed: its reader may still be waiting for input when the program ends
     Manifest bundle_;
     std::unique_ptr<Backend> backend_;
@@ -352,7 +355,6 @@ class Server : public Listener {
     Options options_;
     std::unique_ptr<Model> target_, draft_;
     std::map<std::string, std::unique_ptr<Conversation>> sessions_;
-    std::unique_ptr<char[]> spare_;  // what is needed to say that there is not enough
     Json id_;
     bool trace_ = false, quit_ = false;
 };

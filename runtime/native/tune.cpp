@@ -15,7 +15,7 @@ double median(std::vector<double> values) {
 
 }  // namespace
 
-nlohmann::json measure(Model& target, Model* draft, int runs, int threads) {
+nlohmann::json measure(Model& target, Model* draft, int runs, int threads, const std::function<void(int)>& ran) {
     struct Timed {
         State& state;
         std::string kind;
@@ -41,7 +41,7 @@ nlohmann::json measure(Model& target, Model* draft, int runs, int threads) {
         }
         state->trace = &calls;
     }
-    for (int run = -1; run < runs; ++run)  // the first is not counted
+    for (int run = -1; run < runs; ++run) {  // the first is not counted
         for (Timed& t : all) {
             calls.clear();
             // A draft's call has one new token, whatever its width.
@@ -49,6 +49,8 @@ nlohmann::json measure(Model& target, Model* draft, int runs, int threads) {
             t.state.call(t.kind, t.width, ids.data(), t.kind == "draft" ? 1 : std::min(t.width, t.state.room()));
             if (run >= 0) t.us.push_back(calls.back().us);
         }
+        ran(run + 1);
+    }
     nlohmann::json verify = nlohmann::json::object(), out = {{"threads", threads}, {"runs", runs}, {"widths_agree", width_difference(target).empty()}};
     for (Timed& t : all) (t.kind == "draft" ? out["draft"] : verify[std::to_string(t.width)]) = median(t.us);
     out["verify"] = std::move(verify);

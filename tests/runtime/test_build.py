@@ -122,5 +122,5 @@ def test_no_connection(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(BackendError, match=r"nlohmann-json==3\.12\.0, whose header .* cannot be downloaded"):
-        build.headers(*build.JSON_HEADER)
+        build.unpacked(*build.JSON_HEADER)
     assert list(cache.iterdir()) == []

@@ -65,5 +65,5 @@ def test_a_wheel_that_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     wheel, _, inside = build.JSON_HEADER
     with pytest.raises(BackendError, match="is not the file that edgespec was tested with"):
-        build.headers(wheel, "0" * 64, inside)
+        build.unpacked(wheel, "0" * 64, inside)
     assert not (tmp_path / "cache" / "edgespec" / ("headers-" + "0" * 16)).exists()

@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,47 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgespec.bundle import Bundle
-from edgespec.config import ExportConfig
 from edgespec.errors import BackendError, InputError
-from edgespec.exporters import export
 from edgespec.exporters.checkpoint import open_checkpoint
-from edgespec.progress import Progress
 from edgespec.runtime.build import binary
 from edgespec.runtime.engine import Engine
 from edgespec.runtime.process import Process
 from edgespec.runtime.session import Runtime, Settings
-from tests.helpers import tiny
-from tests.helpers.checkpoints import write_directory
 
 TEXT = "the quick brown fox jumps over the lazy dog and the quick brown fox sleeps"
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_directory(tmp_path_factory.mktemp("session") / "model", tiny.model("llama"))
-
-
-@pytest.fixture(scope="module")
-def opened(source: Path) -> Iterator[Callable[..., Runtime]]:
-    """Runtimes over bundles of the tiny model, one for each way of exporting."""
-    binary(print)
-    made: dict[str, Runtime] = {}
-
-    def get(**more: Any) -> Runtime:
-        name = "-".join(f"{k}={v}" for k, v in more.items()).replace("(", "").replace(")", "") or "plain"
-        name = name.replace(", ", ".").replace(" ", "")
-        if name not in made:
-            given: dict[str, Any] = {"budget": 48, "block": 16, "widths": (2, 4), "weights": "fp32", **more}
-            config = ExportConfig(
-                str(source), str(source.parent / f"{name}.bundle"), sinks=2, recent=4, **given
-            )
-            export(config, Progress(quiet=True), Engine)
-            made[name] = Runtime.open(config.output, threads=1)
-        return made[name]
-
-    yield get
-    for runtime in made.values():
-        runtime.close()
 
 
 def say(runtime: Runtime, ids: list[int], **how: Any) -> list[int]:
@@ -214,17 +182,28 @@ def test_settings_are_refused_by_name(
 
 def test_bad_prompts_leave_the_session(opened: Callable[..., Runtime]) -> None:
     runtime = opened(policy="none", budget=96)
-    session = runtime.session()
-    for ids, message in (
-        ([], "the prompt is empty"),
-        ([10**6], "outside the vocabulary"),
-        ([-1], "list of token ids"),
-        ([5] * 200, "200 tokens are more than the 112 slots of a cache without eviction"),
-    ):
-        with pytest.raises(InputError, match=message):
-            session.generate(ids)
-    assert session.tokens == []
-    assert len(session.generate([5, 6], Settings(max_new_tokens=4)).tokens) > 0
+    empty, session, few = runtime.session(), runtime.session(), Settings(max_new_tokens=4)
+    with pytest.raises(InputError, match="the prompt is empty"):
+        empty.generate([])
+    session.generate([5, 6], few)
+    known = list(session.tokens)
+    for ids, message, hint in (
+        ([288], "token 288 is outside the vocabulary of 288", "encode with the bundle's tokenizer"),
+        ([7, 10**6], "outside the vocabulary", "encode with the bundle's tokenizer"),
+        ([-1], "list of token ids", "--help"),
+        ([2**31], "list of token ids", "--help"),
+        ([2**64], "list of token ids", "--help"),
+        ([5] * 111, f"{111 + len(known)} tokens are more than the 112 slots of a cache without eviction",
+         "--policy keydiff, or with a larger --budget"),
+    ):  # fmt: skip
+        for each in (empty, session):
+            with pytest.raises(InputError, match=message if each is session else "") as caught:
+                each.generate(ids * (1 if each is session else 2))
+            assert hint in caught.value.hint
+    assert (empty.tokens, session.tokens) == ([], known)
+    assert empty.generate([5, 6], few).tokens
+    session.generate([7], few)
+    assert session.tokens[len(known) :] == [7, *say(runtime, [*known, 7], max_new_tokens=4)]
 
 
 def test_requests_that_make_no_sense_get_an_answer(opened: Callable[..., Runtime]) -> None:
@@ -274,16 +253,28 @@ def test_fuzzed_requests_get_one_answer(opened: Callable[..., Runtime], junk: di
     assert event["event"] == "done" or (event["error"] and event["hint"])
 
 
-def test_a_killed_runtime_says_so(source: Path, opened: Callable[..., Runtime]) -> None:
-    opened(policy="keydiff", **SMALL)
-    path = next(source.parent.glob("policy=keydiff*.bundle"))
-    with Runtime.open(path, threads=1) as runtime:
+def test_a_killed_runtime_says_so_and_its_snapshot_goes_on(
+    opened: Callable[..., Runtime], tmp_path: Path
+) -> None:
+    living = opened(policy="keydiff", **SMALL)
+    ids, few = living.encode_raw(TEXT), Settings(max_new_tokens=10)
+    with Runtime.open(living.bundle.path, threads=1) as runtime:
         session = runtime.session()
+        session.generate(ids, few)
+        session.snapshot(tmp_path / "a.snap")
         threading.Timer(0.3, lambda: os.kill(runtime.process.child.pid, signal.SIGKILL)).start()
-        with pytest.raises(BackendError, match="killed by signal 9"):
+        with pytest.raises(BackendError, match="killed by signal 9") as caught:
             while True:
-                session.generate(runtime.encode_raw(TEXT), Settings(max_new_tokens=200))
-                session.truncate(0)
+                session.generate([], Settings(max_new_tokens=200))
+                session.truncate(len(ids) + 10)
+        assert caught.value.hint == "not enough memory? try a smaller --budget"
+        with pytest.raises(BackendError, match="killed by signal 9"):
+            session.generate("hello")
+    with Runtime.open(living.bundle.path, threads=1) as runtime:
+        session = runtime.session()
+        session.restore(tmp_path / "a.snap")
+        session.generate([], Settings(max_new_tokens=30))
+    assert session.tokens[len(ids) :] == say(living, ids)
 
 
 def test_hostile_bundles(opened: Callable[..., Runtime], tmp_path: Path) -> None:
@@ -296,9 +287,13 @@ def test_hostile_bundles(opened: Callable[..., Runtime], tmp_path: Path) -> None
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(good, folder)
         change(folder)
-        with pytest.raises(BackendError) as caught:
-            Process([program, "--bundle", str(folder)])
-        return caught.value.message
+        done = subprocess.run(
+            [program, "--bundle", folder], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        words = json.loads(done.stdout)
+        assert done.stderr == f"error: {words['error']}\nhint:  {words['hint']}\n"
+        assert done.returncode == 2
+        return words["error"]
 
     def edit(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
         def act(folder: Path) -> None:
@@ -325,17 +320,33 @@ def test_hostile_bundles(opened: Callable[..., Runtime], tmp_path: Path) -> None
     assert "wrong shape" in refused(edit(lambda m: m["models"][0]["cache"].update(budget=64, buckets=[64])))
     assert "unsafe path" in refused(edit(lambda m: m["files"].update({"../x": {"bytes": 1}})))
     assert "is missing" in refused(lambda folder: (folder / "draft-draft.onnx").unlink())
+    deep = "[" * 10**6 + "]" * 10**6
+    text = (good / "manifest.json").read_text().replace('"layers"', f'"deep": {deep}, "layers"')
+    assert "no JSON object" in refused(lambda folder: (folder / "manifest.json").write_text(text) and None)
     with pytest.raises(BackendError, match="cannot be read"):
         Process([program, "--bundle", str(tmp_path / "nowhere")])
 
 
-def test_two_clients_have_each_their_own(opened: Callable[..., Runtime], source: Path) -> None:
-    runtime = opened(policy="keydiff", **SMALL)
-    ids = runtime.encode_raw(TEXT)
-    wanted = say(runtime, ids)
-    with Runtime.open(runtime.bundle.path, threads=1) as other:
-        a, b = runtime.session(), other.session()
-        a.generate(ids, Settings(max_new_tokens=10))
-        b.generate(ids[:5], Settings(max_new_tokens=10))
-        a.generate([], Settings(max_new_tokens=30))
-        assert a.tokens[len(ids) :] == wanted
+def test_two_clients_have_each_their_own(opened: Callable[..., Runtime]) -> None:
+    """Two processes over one bundle at the same time, and in each two conversations in turns."""
+    living = opened(policy="keydiff", **SMALL)
+    prompts = [living.encode_raw(text) for text in (TEXT, TEXT[::-1])]
+    wanted = [say(living, ids, max_new_tokens=31) for ids in prompts]
+    heard: list[list[int]] = []
+
+    def talk() -> None:
+        with Runtime.open(living.bundle.path, threads=1) as runtime:
+            sessions = [runtime.session() for _ in prompts]
+            for session, ids in zip(sessions, prompts, strict=True):
+                session.generate(ids, Settings(max_new_tokens=1))
+            for _ in range(10):
+                for session in sessions:
+                    session.generate([], Settings(max_new_tokens=3))
+            heard.extend(s.tokens[len(ids) :] for s, ids in zip(sessions, prompts, strict=True))
+
+    threads = [threading.Thread(target=talk) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert heard == [*wanted, *wanted]
