@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from typing import Any, TextIO
 import tokenizers
 
 from edgespec.bundle import Bundle, open_bundle
-from edgespec.errors import BundleError, InputError
+from edgespec.errors import BackendError, BundleError, InputError
 from edgespec.progress import Advance
 from edgespec.runtime.build import binary
 from edgespec.runtime.process import ANSWERS, Process
@@ -107,7 +108,11 @@ class Runtime:
         """
         bundle, note = open_bundle(path), note or _to_stderr
         if remote:
-            return cls(bundle, Process(remote.command(bundle.path, threads, tuned), timeout))
+            try:
+                return cls(bundle, Process(remote.command(bundle.path, threads, tuned), timeout))
+            except BackendError as error:
+                hint = f'is it there? edgespec push {path} --via "{shlex.join(remote.via)}"'
+                raise BackendError(error.message, hint) from None
         start = list(command) or [str(binary(note))]
         start += ["--bundle", str(bundle.path)]
         if threads:
