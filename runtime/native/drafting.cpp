@@ -29,10 +29,23 @@ void Acceptance::learn(int accepted, int drafted) {
     }
 }
 
-int best_length(const Costs& costs, double a, double draft, double extra, int most) {
-    int best = 0;
-    double rate = 1 / costs.of(1), expected = 1, power = 1;
-    for (int g = 1; g <= most; ++g) {
+EntropyAcceptance::EntropyAcceptance() {
+    for (const double typical : {0.1, 0.6, 1.5, 2.8, 4.5}) classes_.emplace_back(std::max(0.05, 1 - std::sqrt(0.2 * typical)));
+}
+
+size_t EntropyAcceptance::of(double entropy) {
+    size_t place = 0;
+    for (const double edge : {0.3, 1.0, 2.0, 3.5}) place += entropy >= edge;
+    return place;
+}
+
+int best_length(const Costs& costs, double a, double draft, double extra, int most, const std::vector<double>& known) {
+    int best = int(known.size());
+    double expected = 1, power = 1;
+    for (const double p : known) expected += power *= p;
+    // Before the first draft the alternative is a plain call, with nothing to catch up.
+    double rate = best == 0 ? 1 / costs.of(1) : expected / (costs.of(best + 1) + best * draft + extra);
+    for (int g = best + 1; g <= most; ++g) {
         expected += power *= a;
         const double r = expected / (costs.of(g + 1) + g * draft + extra);
         if (r > rate) best = g, rate = r;

@@ -33,9 +33,24 @@ class Acceptance {
     double prior_, rest_, accepted_ = 0, tried_ = 0;
 };
 
-// The number of drafts with the most expected tokens for their time: argmax over g of
-// E / (verify(g + 1) + g·draft + extra), E = (1 - a^(g+1)) / (1 - a). `extra`: what the drafter must catch up first.
-int best_length(const Costs& costs, double acceptance, double draft, double extra, int most);
+// How likely a draft model's token is accepted by the entropy (nats) of the distribution it comes from: evidence by
+// classes of entropy, each drawn to AdaEDL's bound 1 - sqrt(0.2 H) at first.
+class EntropyAcceptance {
+  public:
+    EntropyAcceptance();
+    double value(double entropy) const { return classes_[of(entropy)].value(); }
+    void learn(double entropy, bool accepted) { classes_[of(entropy)].learn(accepted, 1); }
+
+  private:
+    static size_t of(double entropy);
+
+    std::vector<Acceptance> classes_;
+};
+
+// The number of drafts with the most expected tokens for their time: argmax over g >= |known| of
+// E / (verify(g + 1) + g·draft + extra), E = 1 + p_1 + p_1·p_2 + ... `known`: p of the tokens drafted already; p is
+// `acceptance` for every further one. `extra`: what the drafter must catch up first.
+int best_length(const Costs& costs, double acceptance, double draft, double extra, int most, const std::vector<double>& known = {});
 
 // AdaEDL's controller (arXiv 2410.18351, equations 6 to 8).
 class AdaEdl {

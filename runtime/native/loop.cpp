@@ -134,17 +134,17 @@ class Loop {
 
     void draft_by_model(int most) {
         State& state = *c_.draft;
-        int pending = int(c_.history.size()) - state.cache.position();
+        const int pending = int(c_.history.size()) - state.cache.position();
+        double extra = 0;
+        known_.clear();
         if (r_.rule == Rule::cost) {
             const double calls = pending <= FEW ? (pending - 1) / 2 : 0.5 * FEW * std::ceil(double(pending) / draft_->widths("prefill").back());
-            const int length = best_length(costs_, model_.value(), costs_.draft, calls * costs_.draft / HORIZON, most);
+            extra = calls * costs_.draft / HORIZON;
+            const int length = best_length(costs_, model_.value(), costs_.draft, extra, most);
             model_.forget();
             if (length == 0) { round_.stop = "cost"; return; }
-            round_.stop = length < most ? "cost" : "cap";
-            most = length;
-        } else {
-            round_.stop = "cap";
         }
+        round_.stop = "cap";
         if (!catch_up(state)) { round_.stop = "room"; return; }
         round_.drafter = "draft";
         while (int(drafts_.size()) < most) {
@@ -161,6 +161,11 @@ class Loop {
             if (r_.rule == Rule::adaedl && !drafts_.empty() && adaedl_.stops(entropy)) { round_.stop = "entropy"; break; }
             round_.entropy.push_back(entropy);
             drafts_.push_back(draw_draft(r, rows - 1));
+            if (r_.rule == Rule::cost) {  // decided by laws alone, before the next token is drawn
+                known_.push_back(by_entropy_.value(entropy));
+                const int here = int(drafts_.size());
+                if (here < most && best_length(costs_, model_.value(), costs_.draft, extra, most, known_) == here) { round_.stop = "cost"; break; }
+            }
             if (r_.rule == Rule::confidence && r.top[(rows - 1) * r.top_k] < r_.threshold) { round_.stop = "confidence"; break; }
         }
         for (const int token : drafts_)
@@ -255,6 +260,7 @@ class Loop {
         if (round_.drafted > 0 && *round_.drafter == 'n') ngram_[matched_].learn(round_.accepted, round_.drafted);
         if (round_.drafted > 0 && *round_.drafter == 'd') {
             model_.learn(round_.accepted, round_.drafted);
+            for (int i = 0; i < std::min(round_.drafted, round_.accepted + 1); ++i) by_entropy_.learn(round_.entropy[size_t(i)], i < round_.accepted);
             adaedl_.learn(round_.accepted, round_.drafted, cap_);
         }
     }
@@ -292,6 +298,8 @@ class Loop {
     Seen seen_;
     AdaEdl adaedl_;
     Acceptance model_;
+    EntropyAcceptance by_entropy_;
+    std::vector<double> known_;  // of this round's drafts
     std::vector<Acceptance> ngram_;
     size_t matched_ = 0;
     int widest_ = 0, cap_ = 0;

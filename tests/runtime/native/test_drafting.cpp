@@ -30,6 +30,36 @@ static void lengths() {
     CHECK(best_length(c, 0.9, 0.05, 0, 7) == 7);  // 5.695 / 2.35 = 2.42, and 3.439 / 1.45 = 2.37 for 3
 }
 
+static void lengths_after_some_drafts() {
+    Costs c;
+    c.verify = {{1, 1.0}, {2, 1.1}, {4, 1.3}, {8, 2.0}};
+    CHECK(best_length(c, 0.5, 0.1, 0, 7, {0.05}) == 1);        // one that will be refused: whatever follows is lost
+    CHECK(best_length(c, 0.5, 0.1, 0, 7, {0.99}) == 3);        // a sure one: go on as if from the start
+    CHECK(best_length(c, 0.9, 0.01, 0, 7, {0.9, 0.9, 0.1}) == 3);
+    CHECK(best_length(c, 0.9, 0.01, 0, 7, {1, 1, 1}) == 7);    // 4 + 0.9 + .. = 7.1 for 2.07 beats 4 for 1.33
+    CHECK(best_length(c, 0.9, 0.01, 0, 4, {1, 1, 1, 1}) == 4);  // never below what is drafted
+    for (const double a : {0.2, 0.5, 0.8, 0.95})  // against the definition
+        for (const std::vector<double>& known : std::vector<std::vector<double>>{{}, {0.3}, {0.9, 0.6}}) {
+            const auto rate = [&](int g) {
+                double expected = 1, p = 1;
+                for (int i = 0; i < g; ++i) expected += p *= i < int(known.size()) ? known[size_t(i)] : a;
+                return expected / (c.of(g + 1) + g * 0.07);
+            };
+            int best = int(known.size());
+            for (int g = best + 1; g <= 7; ++g)
+                if (rate(g) > rate(best)) best = g;
+            CHECK(best_length(c, a, 0.07, 0, 7, known) == best);
+        }
+}
+
+static void entropy_tells_acceptance() {
+    EntropyAcceptance a;
+    CHECK(a.value(0.0) > a.value(0.5) && a.value(0.5) > a.value(1.5) && a.value(1.5) > a.value(3) && a.value(3) > a.value(9) && a.value(9) > 0);
+    const double sure = a.value(0.1);
+    for (int i = 0; i < 20; ++i) a.learn(2.5, true), a.learn(0.5, false);
+    CHECK(a.value(2.1) > 0.85 && a.value(0.9) < 0.15 && a.value(0.1) == sure);
+}
+
 static void acceptance() {
     Acceptance a(0.6);
     CHECK(std::abs(a.value() - 0.6) < 1e-12);
@@ -57,4 +87,4 @@ static void adaedl() {
     CHECK(std::abs(c.lambda() - 0.7) < 1e-12);
 }
 
-int main() { lookup(), lengths(), acceptance(), adaedl(); }
+int main() { lookup(), lengths(), lengths_after_some_drafts(), entropy_tells_acceptance(), acceptance(), adaedl(); }
