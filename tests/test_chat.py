@@ -6,16 +6,19 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgespec.cli import main
 from edgespec.runtime import session
+from tests.helpers.checkpoints import edit_json
 from tests.helpers.fake_runtime import SAYS
 from tests.helpers.talking import program, talking
 
@@ -68,12 +71,62 @@ def test_a_line_that_is_no_text_is_told_and_the_talk_goes_on(
     assert err == "error: the text is not valid UTF-8\nhint:  type it in UTF-8\n"
 
 
+@pytest.mark.parametrize("argv", [["chat", "{x}"], ["generate", "{x}", "hi"]], ids=["chat", "generate"])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("dies", "error: the runtime ended with exit code 7: the last words\nhint:  run edgespec check"),
+        ("killed", "error: the runtime was killed by signal 9\nhint:  not enough memory? try a smaller"),
+    ],
+)
 def test_a_dead_runtime_ends_the_talk(
+    bundle: str, speaks: Callable[..., None], capsys: pytest.CaptureFixture[str],
+    argv: list[str], how: str, said: str,
+) -> None:  # fmt: skip
+    speaks(how, "hello\nagain\n")
+    assert main([part.replace("{x}", bundle) for part in argv] + ["-q"]) == 2
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_refused_request_ends_generate_and_not_the_talk(
     bundle: str, speaks: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    speaks("dies", "hello\nagain\n")
-    assert main(["chat", bundle, "-q"]) == 2
-    assert "error: the runtime ended with exit code 7: the last words\n" in capsys.readouterr().err
+    refused = "error: not that\nhint:  something else\n"
+    speaks("declines", "hello\nagain\n")
+    assert main(["chat", bundle, "-q"]) == 0
+    assert capsys.readouterr().err == refused * 2
+    speaks("declines")
+    assert main(["generate", bundle, "hi", "-q"]) == 2
+    assert capsys.readouterr().err == refused
+
+
+@pytest.mark.parametrize("command", [["chat"], ["generate", "hi"], ["tune"]], ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda b: edit_json(b / "manifest.json", schema=99), "was made by a newer edgespec (schema 99 > 1)"),
+        (lambda b: os.truncate(b / "target.weights", 3), "target.weights has 3 bytes, not 14"),
+        (
+            lambda b: (b / "graphs/target_verify_2_8.onnx").replace(b / "graphs/target_verify_4_8.onnx"),
+            "graphs/target_verify_2_8.onnx is missing",
+        ),
+        (
+            lambda b: (b / "target.weights").write_text("Target.weights"),
+            "target.weights does not match its checksum",
+        ),
+    ],
+    ids=["newer", "cut", "renamed", "changed"],
+)
+def test_a_bundle_that_is_not_as_it_was_made(
+    bundle: str, speaks: Callable[..., None], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    command: list[str], damage: Callable[[Path], Any], said: str,
+) -> None:  # fmt: skip
+    speaks("well")
+    shutil.copytree(bundle, tmp_path / "b")
+    damage(tmp_path / "b")
+    assert main([command[0], str(tmp_path / "b"), *command[1:], "-q"]) == 2
+    out, err = capsys.readouterr()
+    assert said in err and "\nhint:  " in err and out == ""
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <list>
 #include <map>
 #include <new>
 #include <tuple>
@@ -23,6 +24,7 @@ namespace edgespec {
 namespace {
 
 constexpr uint32_t API_VERSION = 17;  // the oldest that has all we call; newer libraries serve it too
+constexpr uint64_t SMALL = 1 << 16;   // bytes
 const OrtApi* api = nullptr;
 
 void check(OrtStatus* status, const std::string& doing) {
@@ -74,28 +76,26 @@ class OnnxCall : public Call {
   public:
     OnnxCall(OrtSession* session, OrtMemoryInfo* memory, const std::vector<Buffer>& inputs, const std::vector<Buffer>& outputs)
         : session_(session) {
-        check(api->CreateIoBinding(session, &binding_), "bind buffers");
-        for (const Buffer& b : inputs) check(api->BindInput(binding_, b.spec->name.c_str(), value(memory, b)), "bind " + b.spec->name);
-        for (const Buffer& b : outputs) check(api->BindOutput(binding_, b.spec->name.c_str(), value(memory, b)), "bind " + b.spec->name);
+        OrtIoBinding* made = nullptr;
+        check(api->CreateIoBinding(session, &made), "bind buffers");
+        binding_.reset(made);
+        for (const Buffer& b : inputs) check(api->BindInput(made, b.spec->name.c_str(), value(memory, b)), "bind " + b.spec->name);
+        for (const Buffer& b : outputs) check(api->BindOutput(made, b.spec->name.c_str(), value(memory, b)), "bind " + b.spec->name);
     }
-    ~OnnxCall() override {
-        api->ReleaseIoBinding(binding_);
-        for (OrtValue* v : values_) api->ReleaseValue(v);
-    }
-    void run() override { check(api->RunWithBinding(session_, nullptr, binding_), "run a graph"); }
+    void run() override { check(api->RunWithBinding(session_, nullptr, binding_.get()), "run a graph"); }
 
   private:
     OrtValue* value(OrtMemoryInfo* memory, const Buffer& b) {
         OrtValue* made = nullptr;
         const auto type = b.spec->type == Type::int32 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
         check(api->CreateTensorWithDataAsOrtValue(memory, b.data, size_t(b.spec->elements()) * 4, b.spec->shape.data(), b.spec->shape.size(), type, &made), "wrap a buffer");
-        values_.push_back(made);
+        values_.emplace_back(made, api->ReleaseValue);
         return made;
     }
 
     OrtSession* session_;
-    OrtIoBinding* binding_ = nullptr;
-    std::vector<OrtValue*> values_;
+    std::vector<std::unique_ptr<OrtValue, void (*)(OrtValue*)>> values_;
+    std::unique_ptr<OrtIoBinding, void (*)(OrtIoBinding*)> binding_{nullptr, api->ReleaseIoBinding};
 };
 
 class OnnxGraph : public Graph {
@@ -168,8 +168,12 @@ class OnnxBackend : public Backend {
         if (uint64_t(array.bytes) != bytes || uint64_t(array.offset) % element || uint64_t(array.offset) > file->size() || bytes > file->size() - uint64_t(array.offset))
             throw Error(array.name + " does not lie inside " + array.file, "copy the bundle again, or export it again");
         OrtValue*& value = weights_[{array.file, array.type, array.offset, array.shape}];
-        if (!value)
-            check(api->CreateTensorWithDataAsOrtValue(memory_, file->data() + array.offset, bytes, array.shape.data(), array.shape.size(), ONNXTensorElementDataType(array.type), &value), "map " + array.name);
+        if (!value) {
+            uint8_t* data = file->data() + array.offset;
+            // A small array is read in place for ever; in the mapping it would hold its large, packed neighbours in memory.
+            if (bytes <= SMALL) data = copies_.emplace_back(data, data + bytes).data();
+            check(api->CreateTensorWithDataAsOrtValue(memory_, data, bytes, array.shape.data(), array.shape.size(), ONNXTensorElementDataType(array.type), &value), "map " + array.name);
+        }
         return value;
     }
 
@@ -179,6 +183,7 @@ class OnnxBackend : public Backend {
     OrtMemoryInfo* memory_ = nullptr;
     OrtPrepackedWeightsContainer* prepacked_ = nullptr;
     std::map<std::string, std::unique_ptr<Mapping>> files_;
+    std::list<std::vector<uint8_t>> copies_;  // of small arrays
     std::map<std::tuple<std::string, int, int64_t, std::vector<int64_t>>, OrtValue*> weights_;
 };
 

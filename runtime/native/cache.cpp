@@ -20,6 +20,21 @@ Cache::Cache(const ModelEntry& model) : model_(model) {
     data_ = std::make_unique<float[]>(size_t(2 * model.layers * size_));  // zeros: a masked row must be finite
 }
 
+// Under `rows` a masked row still takes part, times zero: what is forgotten must not stay, it may be NaN.
+void Cache::clear() {
+    count_ = position_ = 0, bucket_ = 0;
+    if (model_.contract == "rows") std::fill_n(data_.get(), 2 * model_.layers * size_, 0.0f);
+}
+
+void Cache::roll_back(int rows) {
+    count_ -= rows, position_ -= rows;
+    const int64_t d = model_.head_dim;
+    if (model_.contract == "rows")
+        for (int layer = 0; layer < 2 * model_.layers; ++layer)
+            for (int head = 0; head < model_.kv_heads; ++head)
+                std::fill_n(data_.get() + layer * size_ + (head * this->rows() + count_) * d, rows * d, 0.0f);
+}
+
 bool Cache::fit(int rows) {
     size_t bucket = bucket_;
     while (bucket + 1 < rows_.size() && model_.buckets[bucket] + model_.block < rows) ++bucket;
@@ -81,6 +96,7 @@ void Cache::save(std::vector<float>& out) const {
 
 void Cache::load(const std::vector<float>& rows, int count, int position) {
     clear();
+    if (!count) return;  // an empty vector has no data
     fit(count);
     const int64_t d = model_.head_dim;
     const float* from = rows.data();

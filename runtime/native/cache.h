@@ -24,13 +24,13 @@ class Cache {
     int64_t bytes() const { return 2 * int64_t(model_.layers) * size_ * int64_t(sizeof(float)); }
     int64_t row_floats() const { return 2 * int64_t(model_.layers) * model_.kv_heads * model_.head_dim; }
 
-    void clear() { count_ = position_ = 0, bucket_ = 0; }
+    void clear();
     // Re-lay for the smallest bucket whose slots hold this many rows; true where the layout changed.
     bool fit(int rows);
     // Count `rows` rows of the last call as filled; under `rows` copy them from [L,KV,width,d].
     void append(int rows, int width, const float* new_keys, const float* new_values);
     // Forget the newest rows: those that a draft model absorbed and the target refused.
-    void roll_back(int rows) { count_ -= rows, position_ -= rows; }
+    void roll_back(int rows);
     // Keep the rows `keep` [KV,N] (ascending) of one layer; null keeps the newest N. Then `committed` once for all layers.
     void keep(int layer, const int32_t* keep);
     void committed() { count_ = model_.budget; }

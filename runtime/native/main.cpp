@@ -1,3 +1,6 @@
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <charconv>
 #include <csignal>
@@ -40,9 +43,17 @@ edgespec::Options parse(int argc, char** argv) {
     return out;
 }
 
+// A standard stream that was never open would be the next file that is opened.
+void occupy_streams() {
+    int file;
+    while ((file = ::open("/dev/null", O_RDONLY)) >= 0 && file <= STDERR_FILENO) {}
+    if (file > STDERR_FILENO) ::close(file);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+    occupy_streams();
     std::signal(SIGPIPE, SIG_IGN);
     std::signal(SIGXFSZ, SIG_IGN);  // a snapshot that is too large is an error
     for (int i = 1; i < argc; ++i) {
@@ -55,9 +66,9 @@ int main(int argc, char** argv) {
         return fail(2, e.message, e.hint);
     } catch (const std::bad_alloc&) {
         return fail(2, "not enough memory to open the bundle", "close other programs, or use --no-prepack");
-    } catch (const std::system_error& e) {  // a thread
-        return fail(2, std::string("the machine refuses a thread: ") + e.what(), "close other programs");
     } catch (const std::exception& e) {
+        const auto* refusal = dynamic_cast<const std::system_error*>(&e);
+        if (refusal && refusal->code() == std::errc::resource_unavailable_try_again) return fail(2, "the machine refuses a thread", "close other programs");
         return fail(101, std::string("a bug of edgespec-runtime: ") + e.what(), "report it with the bundle's manifest.json");
     }
 }

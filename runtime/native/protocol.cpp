@@ -86,6 +86,12 @@ void say(const Json& event) {
     _exit(2);
 }
 
+// Never freed: its reader may still be waiting for input when the program ends.
+Lines& input() {
+    static Lines& lines = *new Lines;
+    return lines;
+}
+
 Json record(const std::vector<CallRecord>& calls) {
     Json out = Json::array();
     for (const CallRecord& c : calls) out.push_back({c.model, c.kind, c.width, c.rows, std::round(c.us * 10) / 10});
@@ -165,7 +171,7 @@ class Fields {
 class Server : public Listener {
   public:
     explicit Server(const Options& options)
-        : lines_(*new Lines), bundle_(read_manifest(options.bundle)), backend_(onnx_backend(options.bundle, options.onnx)),
+        : lines_(input()), bundle_(read_manifest(options.bundle)), backend_(onnx_backend(options.bundle, options.onnx)),
           costs_(options.table.empty() ? default_costs(bundle_) : read_costs(options.table, bundle_)), options_(options) {
         const auto start = Clock::now();
         target_ = std::make_unique<Model>(*bundle_.model("target"), *backend_);
@@ -232,7 +238,7 @@ class Server : public Listener {
             else fields.whole("id", 0, INT64_MIN, INT64_MAX);
             id_ = id;
             const std::string op = fields.text("op");
-            if (!Spare::hold() && op != "close" && op != "quit") throw std::bad_alloc();
+            if (!Spare::hold() && op != "close" && op != "sessions" && op != "quit") throw std::bad_alloc();
             Json event = perform(op, fields);
             event["id"] = id_, event["event"] = "done";
             say(event);
@@ -348,7 +354,7 @@ class Server : public Listener {
     }
 
     Spare spare_;
-    Lines& lines_;  // never freed: its reader may still be waiting for input when the program ends
+    Lines& lines_;
     Manifest bundle_;
     std::unique_ptr<Backend> backend_;
     Costs costs_;

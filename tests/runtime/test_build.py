@@ -16,7 +16,8 @@ from edgespec.runtime import build
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv("ONNXRUNTIME_INCLUDE_DIR", raising=False)
+    for name in ("ONNXRUNTIME_INCLUDE_DIR", "EDGESPEC_SANITIZE"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path / "cache" / "edgespec"
 
 
@@ -81,13 +82,13 @@ def test_a_cache_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_given_headers(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     library = build.onnx_library()
-    plain = build.key(library, False)
+    plain = build.key(library, False, "")
     monkeypatch.setenv("ONNXRUNTIME_INCLUDE_DIR", str(tmp_path))
     with pytest.raises(InputError, match=r"holds no onnxruntime_c_api\.h"):
         build.binary(print)
     (tmp_path / "onnxruntime_c_api.h").write_text("")
     assert build.given_headers() == str(tmp_path)
-    assert build.key(library, False) != plain
+    assert build.key(library, False, "") != plain
 
 
 def test_what_the_compiler_said_is_kept(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_what_the_compiler_said_is_kept(cache: Path, monkeypatch: pytest.MonkeyP
         (tools / name).write_text(script)
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-    monkeypatch.setattr(build, "headers", lambda *wheel: tmp_path)
+    monkeypatch.setattr(build, "unpacked", lambda *wheel: tmp_path)
     with pytest.raises(BackendError, match=r"does not compile: x\.cpp:1: error: odd") as caught:
         build.binary(print)
     log = cache / "build.log"
@@ -121,6 +122,6 @@ def test_only_headers_inside_the_folder_are_unpacked(tmp_path: Path) -> None:
 def test_no_connection(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(BackendError, match=r"nlohmann-json==3\.12\.0, whose header .* cannot be downloaded"):
+    with pytest.raises(BackendError, match=r"nlohmann-json==3\.12\.0, of which .* cannot be downloaded"):
         build.unpacked(*build.JSON_HEADER)
     assert list(cache.iterdir()) == []

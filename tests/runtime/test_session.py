@@ -196,10 +196,9 @@ def test_bad_prompts_leave_the_session(opened: Callable[..., Runtime]) -> None:
         ([5] * 111, f"{111 + len(known)} tokens are more than the 112 slots of a cache without eviction",
          "--policy keydiff, or with a larger --budget"),
     ):  # fmt: skip
-        for each in (empty, session):
-            with pytest.raises(InputError, match=message if each is session else "") as caught:
-                each.generate(ids * (1 if each is session else 2))
-            assert hint in caught.value.hint
+        with pytest.raises(InputError, match=message) as caught:
+            session.generate(ids)
+        assert hint in caught.value.hint
     assert (empty.tokens, session.tokens) == ([], known)
     assert empty.generate([5, 6], few).tokens
     session.generate([7], few)
@@ -312,6 +311,11 @@ def test_hostile_bundles(opened: Callable[..., Runtime], tmp_path: Path) -> None
         (folder / "target-decode.onnx.old").rename(folder / "target-verify-2.onnx")
         (folder / "target-verify-2.onnx.old").rename(folder / "target-decode.onnx")
 
+    def nest(folder: Path) -> None:
+        deep = "[" * 10**6 + "]" * 10**6
+        text = (folder / "manifest.json").read_text()
+        (folder / "manifest.json").write_text(text.replace('"layers"', f'"deep": {deep}, "layers"'))
+
     assert "target.data has 1000 bytes" in refused(truncate)
     assert "bytes, not" in refused(swap)
     assert "has schema 2, this runtime reads 1" in refused(edit(lambda m: m.update(schema=2)))
@@ -320,9 +324,7 @@ def test_hostile_bundles(opened: Callable[..., Runtime], tmp_path: Path) -> None
     assert "wrong shape" in refused(edit(lambda m: m["models"][0]["cache"].update(budget=64, buckets=[64])))
     assert "unsafe path" in refused(edit(lambda m: m["files"].update({"../x": {"bytes": 1}})))
     assert "is missing" in refused(lambda folder: (folder / "draft-draft.onnx").unlink())
-    deep = "[" * 10**6 + "]" * 10**6
-    text = (good / "manifest.json").read_text().replace('"layers"', f'"deep": {deep}, "layers"')
-    assert "no JSON object" in refused(lambda folder: (folder / "manifest.json").write_text(text) and None)
+    assert "no JSON object" in refused(nest)
     with pytest.raises(BackendError, match="cannot be read"):
         Process([program, "--bundle", str(tmp_path / "nowhere")])
 

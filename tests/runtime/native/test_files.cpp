@@ -5,6 +5,7 @@
 #include <string>
 
 #include "costs.h"
+#include "json.h"
 #include "manifest.h"
 #include "onnx_table.h"
 #include "sampling.h"
@@ -66,7 +67,12 @@ static void manifests() {
     CHECK(refused(manifest("", "")) == "the bundle has no target model");
     CHECK(refused(manifest("", "{}")) != "" && refused(manifest("", "7")) != "");
     CHECK(error_of([] { read_manifest(folder + "/nowhere"); }) != "");
-    CHECK(refused(std::string(100000, '[')) != "");  // deep nesting ends in an error, not in the stack
+    const auto nested = [](size_t depth) { return std::string(depth, '[') + std::string(depth, ']'); };
+    CHECK(parse_json(nested(60)).is_array() && parse_json(nested(70)).is_discarded());
+    for (const std::string& deep : {std::string(100000, '['), nested(1000000)}) {  // ends in an error, not in the stack
+        CHECK(refused(deep) == "manifest.json is no JSON object");
+        CHECK(refused(R"({"schema":1,"device":"cpu","files":)" + deep + "}") == "manifest.json is no JSON object");
+    }
 }
 
 static void cost_tables() {

@@ -270,6 +270,22 @@ static void cancelling_and_faults() {
     CHECK(std::string(run(w, *h, last).reason) == "positions" && h->history.size() == 401);
 }
 
+// A masked row still takes part, times zero: one that is forgotten must not stay, it may be NaN.
+static void forgotten_rows() {
+    World w("rows", "keydiff", 16, 8);
+    State state(*w.target);
+    const int tokens[] = {1, 2, 3, 4};
+    state.call("verify", 4, tokens, 4);
+    state.accept(4);
+    state.cache.roll_back(2);
+    for (const bool values : {false, true}) {
+        const float* rows = state.cache.buffer(values, 0);
+        CHECK(rows[0] != 0 && rows[1] != 0 && rows[2] == 0 && rows[3] == 0);
+    }
+    state.cache.clear();
+    for (const bool values : {false, true}) CHECK(state.cache.buffer(values, 0)[0] == 0 && state.cache.buffer(values, 0)[1] == 0);
+}
+
 static void stops() {
     World w("append", "keydiff", 16, 8);
     auto plain = w.open();
@@ -297,4 +313,4 @@ static void widths() {
     }
 }
 
-int main() { widths(), lossless(), penalised(), a_seed_repeats_its_text(), conversations(), cancelling_and_faults(), stops(), exact_sampling(); }
+int main() { widths(), lossless(), penalised(), a_seed_repeats_its_text(), conversations(), cancelling_and_faults(), stops(), forgotten_rows(), exact_sampling(); }
