@@ -209,7 +209,7 @@ def push(config: PushConfig, as_json: bool, progress: Progress) -> int:
     """
     config.check()
     run = _load("edgespec.runtime.push", "push", extra="onnx")
-    result = run(config, progress)
+    result = run(config.bundle, config.via, config.to, config.binary, config.threads, progress)
     if as_json:
         _print_json("push", result.to_json())
     else:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.bundle import open_bundle
-from edgespec.config import PushConfig
 from edgespec.progress import Progress
 from edgespec.runtime.remote import Remote, program_for
 from edgespec.runtime.session import Runtime, Settings
@@ -57,15 +56,18 @@ class Pushed:
         ]
 
 
-def push(config: PushConfig, progress: Progress) -> Pushed:
-    """Copy, check, tune; see `Pushed`. Nothing on the device is started that does not end."""
-    remote = Remote(config.via, config.to)
+def push(path: str, via: str, to: str, binary: str, threads: int, progress: Progress) -> Pushed:
+    """Copy, check, tune; see `Pushed`. Nothing on the device is started that does not end.
+
+    `binary`: a folder with a runtime that was built for the device; else it is compiled here.
+    """
+    remote = Remote(via, to)
     with progress.stage("checksums"):
-        bundle = open_bundle(config.bundle)
+        bundle = open_bundle(path)
     machine = remote.machine()
-    program = program_for(machine, config.binary, progress.note)
+    program = program_for(machine, binary, progress.note)
     files = remote.push(bundle, program, progress)
-    with Runtime.open(bundle.path, config.threads, remote=remote, tuned=False) as runtime:
+    with Runtime.open(bundle.path, threads, remote=remote, tuned=False) as runtime:
         with progress.stage("widths on the device"):
             difference = runtime.process.ask("check")["difference"]
         with progress.stage("call costs on the device") as advance:
@@ -74,7 +76,7 @@ def push(config: PushConfig, progress: Progress) -> Pushed:
         remote.keep_table(bundle.path, table, Path(temporary))
     with (
         progress.stage("text on the device"),
-        Runtime.open(bundle.path, config.threads, remote=remote) as runtime,
+        Runtime.open(bundle.path, threads, remote=remote) as runtime,
     ):
         drafted, plain = (
             runtime.session().generate(QUESTION, Settings(max_new_tokens=TOKENS, drafter=drafter))
@@ -83,5 +85,5 @@ def push(config: PushConfig, progress: Progress) -> Pushed:
     return Pushed(
         " ".join(machine), remote.folder, files, difference, plain.tokens == drafted.tokens, plain.text,
         plain.stats["tokens_per_s"], plain.stats["bytes_rss_peak"], table,
-        f"--via {shlex.quote(config.via)}" + (f" --to {shlex.quote(config.to)}" if config.to else ""),
+        f"--via {shlex.quote(via)}" + (f" --to {shlex.quote(to)}" if to else ""),
     )  # fmt: skip

@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgespec.bundle import Bundle
-from edgespec.bundle_files import MANIFEST
+from edgespec.bundle import MANIFEST, Bundle
 from edgespec.errors import BackendError, InputError
 from edgespec.progress import Progress
 from edgespec.runtime import build

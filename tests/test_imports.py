@@ -31,7 +31,7 @@ TABLE = {
 # What a folder may import beside itself, at any depth.
 FOLDERS = {
     "exporters": {"errors", "spec", "policy", "bundle", "config", "progress", "profiles"},
-    "runtime": {"errors", "spec", "bundle", "trace", "build"},
+    "runtime": {"errors", "spec", "bundle", "trace", "build", "progress"},
     "profiles": {"errors"},
 }
 FRONTS = {"optimum_command.py": {"cli"}}  # a second command line over the first
