@@ -1,10 +1,9 @@
 #include "costs.h"
 
 #include <cmath>
-#include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "error.h"
+#include "json.h"
 
 namespace edgespec {
 
@@ -32,9 +31,7 @@ Costs default_costs(const Manifest& bundle, bool widths_agree) {
 
 Costs read_costs(const std::string& file, const Manifest& bundle) {
     const char* const hint = "measure it again: edgespec tune BUNDLE";
-    std::ifstream in(file);
-    if (!in) throw Error(file + " cannot be read", hint);
-    const auto data = nlohmann::json::parse(in, nullptr, false);
+    const auto data = parse_json(read_file(file, 1 << 20, hint));
     if (!data.is_object() || !data.contains("verify") || !data["verify"].is_object()) throw Error(file + " is no table of call costs", hint);
     const auto agree = data.value("widths_agree", nlohmann::json(true));
     if (!agree.is_boolean()) throw Error(file + " does not say whether widths agree", hint);

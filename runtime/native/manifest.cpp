@@ -51,18 +51,6 @@ std::vector<int> numbers(const Json& object, const std::string& name, const std:
     return out;
 }
 
-std::string read_file(const std::string& path, int64_t most) {
-    struct stat found {};
-    const bool regular = ::stat(path.c_str(), &found) == 0 && S_ISREG(found.st_mode);  // a pipe would wait to be opened
-    std::ifstream file(regular ? path : "", std::ios::binary);
-    if (!file) throw Error(path + " cannot be read", "give the folder of a bundle that edgespec export made");
-    if (found.st_size > most) throw Error(path + " is absurdly large", AGAIN);
-    std::string text(size_t(found.st_size), '\0');
-    file.read(text.data(), std::streamsize(text.size()));
-    text.resize(size_t(file.gcount()));
-    return text;
-}
-
 // A path of plain parts below the folder; its regular file has the listed size.
 void check_file(const std::string& folder, const std::string& name, int64_t bytes) {
     std::istringstream parts(name);
@@ -131,7 +119,7 @@ void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& whe
 
 void read_head_ids(ModelEntry& m, const std::string& folder) {
     if (m.head_ids_file.empty()) return;
-    const std::string bytes = read_file(folder + "/" + m.head_ids_file, int64_t(m.head_rows) * 4);
+    const std::string bytes = read_file(folder + "/" + m.head_ids_file, int64_t(m.head_rows) * 4, AGAIN);
     if (bytes.size() != size_t(m.head_rows) * 4) throw Error(m.head_ids_file + " does not hold an id for each head row", AGAIN);
     for (size_t i = 0; i < bytes.size(); i += 4) {
         const auto* b = reinterpret_cast<const unsigned char*>(bytes.data() + i);
@@ -209,10 +197,22 @@ uint64_t fnv1a(const void* data, size_t bytes, uint64_t hash) {
     return hash;
 }
 
+std::string read_file(const std::string& path, int64_t most, const std::string& hint) {
+    struct stat found {};
+    const bool regular = ::stat(path.c_str(), &found) == 0 && S_ISREG(found.st_mode);  // a pipe would wait to be opened
+    std::ifstream file(regular ? path : "", std::ios::binary);
+    if (!file) throw Error(path + " cannot be read", hint);
+    if (found.st_size > most) throw Error(path + " is absurdly large", hint);
+    std::string text(size_t(found.st_size), '\0');
+    file.read(text.data(), std::streamsize(text.size()));
+    text.resize(size_t(file.gcount()));
+    return text;
+}
+
 Manifest read_manifest(const std::string& folder) {
     Manifest out;
     out.folder = folder;
-    const std::string text = read_file(folder + "/manifest.json", LARGEST_MANIFEST);
+    const std::string text = read_file(folder + "/manifest.json", LARGEST_MANIFEST, "give the folder of a bundle that edgespec export made");
     out.identity = fnv1a(text.data(), text.size());
     const Json data = parse_json(text);
     if (!data.is_object()) throw Error("manifest.json is no JSON object", AGAIN);

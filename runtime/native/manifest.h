@@ -48,6 +48,9 @@ struct Manifest {
 // Errors name the field; no path leaves the folder, and every file has its listed size.
 Manifest read_manifest(const std::string& folder);
 
+// A regular file of at most so many bytes; the hint is for one that is missing, of another kind or larger.
+std::string read_file(const std::string& path, int64_t most, const std::string& hint);
+
 uint64_t fnv1a(const void* data, size_t bytes, uint64_t start = 14695981039346656037ull);
 
 }  // namespace edgespec

@@ -96,6 +96,9 @@ static void cost_tables() {
     CHECK(refused(R"({"verify":{"1":10,"2":0,"4":1}})") != "" && refused(R"({"verify":{"1":10,"2":"x","4":1}})") != "" && refused("[]") != "" && refused("") != "");
     CHECK(refused(R"({"verify":{"4":12},"widths_agree":false})") == "" && read_costs(folder + "/t.json", bundle).width_for(1) == 4);
     CHECK(refused(R"({"verify":{"1":1,"2":1,"4":1},"widths_agree":1})") != "");
+    CHECK(refused(R"({"verify":{"1":1,"2":1,"4":1},"widths_agree":)" + std::string(3000000, '[') + std::string(3000000, ']') + "}") != "");
+    CHECK(refused(std::string(2 << 20, ' ')) == folder + "/t.json is absurdly large");
+    CHECK(error_of([&] { read_costs(folder, bundle); }) == folder + " cannot be read");  // a folder; a pipe would hang
     bundle.models[0].widths_agree = false;  // then every call has the widest width
     CHECK(default_costs(bundle).verify.size() == 1 && default_costs(bundle).width_for(1) == 4);
 }
