@@ -55,13 +55,13 @@ class Int4Grid:
 
     def parts(self, n: int, k: int) -> Layout:
         """Type and shape of each array of an [n,k] weight."""
-        blocks = sum(layout(k))
+        blocks = all_blocks(k)
         return {"codes": ("uint8", (n, blocks, BLOCK // 2)), "scale": ("float32", (n, blocks))}
 
     def encode(self, weight: np.ndarray, grid: Grid | None = None) -> Encoded:
         """Codes two a byte (the even input in the low half) and scales; k is padded to whole blocks."""
         codes, scale, low = nearest_grid(weight) if grid is None else (grid.codes, grid.scale, grid.low)
-        blocks, extra, _ = layout(weight.shape[1] if grid is None else codes.shape[1])
+        blocks, extra = layout(weight.shape[1] if grid is None else codes.shape[1])
         left = np.pad((low + MIDDLE4 * scale).astype(np.float32), ((0, 0), (0, extra * BLOCK - blocks)))
         all_codes, scales = [codes], [scale.astype(np.float32)]
         for _ in range(STAGES):
@@ -78,7 +78,7 @@ class Int4Grid:
         packed, scale = encoded.arrays["codes"], encoded.arrays["scale"]
         codes = np.stack([packed & LEVELS, packed >> 4], -1).reshape(*packed.shape[:2], BLOCK)
         values = (codes.astype(np.float32) - MIDDLE4) * scale[..., None]
-        blocks, extra, _ = layout(k)
+        blocks, extra = layout(k)
         coarse, fine = values[:, blocks : blocks + extra], values[:, blocks + extra :]
         offset = (coarse.reshape(len(packed), -1) + fine.reshape(len(packed), -1))[:, :blocks]
         return (values[:, :blocks] + offset[..., None]).reshape(len(packed), -1)[:, :k]
@@ -91,12 +91,12 @@ class Int4Grid:
         longer = b.once((self.name, "sums", x), lambda: self.with_sums(b, x, rows, k))
         return b.op(
             "MatMulNBits", longer, parts["codes"], parts["scale"], domain=MICROSOFT,
-            K=sum(layout(k)) * BLOCK, N=n, bits=4, block_size=BLOCK, accuracy_level=4,
+            K=all_blocks(k) * BLOCK, N=n, bits=4, block_size=BLOCK, accuracy_level=4,
         )  # fmt: skip
 
     def with_sums(self, b: Builder, x: ir.Value, rows: int, k: int) -> ir.Value:
         """x padded to whole blocks, then the sum of every block, twice, each padded too."""
-        blocks, extra, _ = layout(k)
+        blocks, extra = layout(k)
         if k % BLOCK:
             x = b.op("Pad", x, shape(b, 0, 0, 0, 0, 0, BLOCK - k % BLOCK))
         split = b.op("Reshape", x, shape(b, 1, rows, blocks, BLOCK))
@@ -106,9 +106,8 @@ class Int4Grid:
 
     def embed(self, b: Builder, ids: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
         """ids [1,rows] -> those rows of the weight, [1,rows,k]."""
-        blocks, extra, _ = layout(k)
-        every = sum(layout(k))
-        table = b.op("Reshape", parts["codes"], shape(b, n, every * BLOCK // 2))
+        blocks, extra = layout(k)
+        table = b.op("Reshape", parts["codes"], shape(b, n, all_blocks(k) * BLOCK // 2))
         values = b.op(
             "GatherBlockQuantized", table, ids, parts["scale"], domain=MICROSOFT,
             bits=4, block_size=BLOCK, gather_axis=0, quantize_axis=1,
@@ -233,10 +232,16 @@ def nearest_grid(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return np.rint(steps).astype(np.uint8).reshape(n, -1), scale, low
 
 
-def layout(k: int) -> tuple[int, int, int]:
-    """Blocks of an int4 row: of its k inputs, and of their sums' coarse and fine factors."""
+def layout(k: int) -> tuple[int, int]:
+    """Blocks of an int4 row: of its k inputs, and of one stage of their sums' factors."""
     blocks = -(-k // BLOCK)
-    return blocks, -(-blocks // BLOCK), -(-blocks // BLOCK)
+    return blocks, -(-blocks // BLOCK)
+
+
+def all_blocks(k: int) -> int:
+    """Blocks of an int4 row with every stage."""
+    blocks, extra = layout(k)
+    return blocks + STAGES * extra
 
 
 def symmetric(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

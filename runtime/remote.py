@@ -6,7 +6,6 @@ where there is one), and its streams are that line's. Knows files and processes;
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
@@ -15,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgespec.bundle import MANIFEST, Bundle
+from edgespec.bundle import MANIFEST, Bundle, digest
 from edgespec.errors import BackendError, InputError
 from edgespec.progress import Progress
 from edgespec.runtime import build
@@ -85,7 +84,8 @@ class Remote:
             f"mkdir -p {shlex.quote(self.folder)} && {self.inside()} && mkdir -p {shlex.join(folders)}"
         )
         known = self.hashes(list(files))
-        wanted = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+        listed = {f"{place}/{name}": entry.sha256 for name, entry in bundle.manifest.files.items()}
+        wanted = {name: listed.get(name) or digest(path.resolve()).sha256 for name, path in files.items()}
         late = [name for name in files if known.get(name) != wanted[name]]
         manifest = f"{place}/{MANIFEST}"
         if any(name.startswith(f"{place}/") for name in late):
@@ -125,7 +125,7 @@ class Remote:
         file = temporary / "table.json"
         file.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
         name = table_name(bundle)
-        self.copy(file, name, hashlib.sha256(file.read_bytes()).hexdigest())
+        self.copy(file, name, digest(file).sha256)
 
     def command(self, bundle: Path, threads: int, tuned: bool) -> list[str]:
         """How to start the runtime over there, on the copy of this bundle."""
