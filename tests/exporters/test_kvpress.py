@@ -27,7 +27,7 @@ from tests.helpers.oracle import keydiff_scores, survivors
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).parent / "golden"
 SMOLLM2, RANDOM = "smollm2", ("llama-mha", "mistral-gqa", "qwen2-gqa", "qwen3-mqa")
-CONTRACTS = ("append", "rows")
+GRAPHS = [(model, "append") for model in (SMOLLM2, *RANDOM)] + [(SMOLLM2, "rows")]
 Choose = Callable[[Tensor], Any]  # a cache's keys [KV,M,d] -> the slots that stay [KV,N]
 
 
@@ -89,8 +89,9 @@ def best(scores: Callable[[Tensor], Tensor], budget: int) -> Choose:
     return lambda keys: [survivors(row, budget, 0, 0)[0] for row in scores(keys).tolist()]
 
 
-@pytest.mark.parametrize("contract", CONTRACTS)
-def test_the_commit_graph_keeps_what_kvpress_keeps(case: Case, contract: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "contract"), GRAPHS)
+def test_the_commit_graph_keeps_what_kvpress_keeps(model: str, contract: str, tmp_path: Path) -> None:
+    case = Case(model)
     assert np.array_equal(case.all_fed(exported(case, contract, tmp_path)), case.kept)
 
 
