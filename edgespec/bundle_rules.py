@@ -17,6 +17,7 @@ from edgespec.spec import (
     LAYER_CLASSES,
     MODELS,
     PRECISIONS,
+    STEPS,
     CacheSpec,
     GraphSpec,
     Manifest,
@@ -24,6 +25,8 @@ from edgespec.spec import (
     ModelSpec,
     TensorSpec,
     TokenizerEntry,
+    policy_inputs,
+    policy_outputs,
     step_inputs,
     step_outputs,
 )
@@ -84,6 +87,8 @@ def _check_spec(spec: ModelSpec, where: str) -> None:
             raise _fault(f"{where}.{name}", f"is {getattr(spec, name)}, not 1 to {most}")
     if spec.heads % spec.kv_heads:
         raise _fault(f"{where}.kv_heads", f"{spec.kv_heads} does not divide heads {spec.heads}")
+    if not 0 <= spec.softcap < 1e6:
+        raise _fault(f"{where}.softcap", f"is {spec.softcap}, which caps nothing")
     if spec.positions < 1:
         raise _fault(f"{where}.positions", "is 0")
     if len(spec.windows) != spec.layers:
@@ -107,10 +112,14 @@ def _check_cache(cache: CacheSpec, device: str, where: str) -> None:
         raise _fault(f"{where}.buckets", f"hold {buckets[0]}, less than the block {cache.block}")
     if not 1 <= cache.widest <= cache.block:
         raise _fault(f"{where}.widest", f"is {cache.widest}, not 1 to the block {cache.block}")
+    if not 0 <= cache.queries <= cache.block:
+        raise _fault(f"{where}.queries", f"are {cache.queries}, not 0 to the block {cache.block}")
     try:
-        policy.parse(cache.policy, cache.sinks, cache.recent, cache.budget)
+        policy.check(cache.policy, cache.sinks, cache.recent, cache.budget, cache.block)
     except InputError as error:
         raise _fault(f"{where}.policy", error.message) from None
+    if (needed := policy.queries(cache.policy, cache.block, 1)) > cache.queries:
+        raise _fault(f"{where}.queries", f"are {cache.queries}, and {cache.policy} reads {needed} or more")
 
 
 def _check_graph(graph: GraphSpec, model: ModelEntry, where: str) -> None:
@@ -120,8 +129,8 @@ def _check_graph(graph: GraphSpec, model: ModelEntry, where: str) -> None:
         raise _fault(f"{where}.bucket", f"{graph.bucket} is none of the cache's {list(cache.buckets[:8])}")
     for tensor in (*graph.inputs, *graph.outputs):
         _check_tensor(tensor, where)
-    if graph.kind == "commit":
-        return _check_commit(graph, model, where)
+    if graph.kind not in STEPS:
+        return _check_policy_graph(graph, model, where)
     if not 1 <= graph.width <= cache.widest:
         raise _fault(f"{where}.width", f"is {graph.width}, not 1 to the widest {cache.widest}")
     fixed = {"decode": 1, "draft": 2, "prefill": cache.block}.get(graph.kind, graph.width)
@@ -143,22 +152,20 @@ def _top(graph: GraphSpec) -> int:
     return next((t.shape[-1] for t in graph.outputs if t.name == "top_ids" and t.shape), 1)
 
 
-def _check_commit(graph: GraphSpec, model: ModelEntry, where: str) -> None:
-    """A commit graph reads one layer's filled cache and says which N rows stay: keep [KV,N], ascending.
-
-    Its width is the block; under the `rows` contract it may also give the kept rows.
-    """
-    kv_heads, head_dim, rows = model.spec.kv_heads, model.spec.head_dim, model.cache.rows(graph.bucket)
+def _check_policy_graph(graph: GraphSpec, model: ModelEntry, where: str) -> None:
+    """A commit or observe graph reads parts of one layer; its width is the block."""
     if graph.width != model.cache.block:
         raise _fault(f"{where}.width", f"is {graph.width}, not the block {model.cache.block}")
-    cache = (1, kv_heads, rows, head_dim)
-    keys, values = TensorSpec("keys", "float32", cache), TensorSpec("values", "float32", cache)
-    _same(graph.inputs, (keys, values)[: max(1, len(graph.inputs))], f"{where}.inputs")
-    kept = (1, kv_heads, graph.bucket, head_dim)
-    outputs = [TensorSpec("keep", "int32", (kv_heads, graph.bucket))]
-    if len(graph.outputs) > 1:
-        outputs += [TensorSpec(f"kept_{part}", "float32", kept) for part in ("keys", "values")]
-    _same(graph.outputs, tuple(outputs), f"{where}.outputs")
+    if graph.kind == "commit" and graph.bucket != model.cache.budget:
+        raise _fault(f"{where}.bucket", f"is {graph.bucket}, not the budget {model.cache.budget}")
+    reads = {tensor.name for tensor in graph.inputs}
+    inputs = policy_inputs(graph.kind, reads, model.spec, model.cache, graph.bucket)
+    _same(graph.inputs, inputs, f"{where}.inputs")
+    _same(graph.outputs, policy_outputs(graph.kind, reads, model.spec, model.cache), f"{where}.outputs")
+    if "carried" in reads and not policy.carries(model.cache.policy):
+        raise _fault(f"{where}.inputs", f"hold carried, which policy {model.cache.policy} has none of")
+    if "queries" in reads and not model.cache.queries:
+        raise _fault(f"{where}.inputs", "hold queries, and the cache keeps none")
 
 
 def _check_tensor(tensor: TensorSpec, where: str) -> None:
@@ -185,8 +192,12 @@ def _check_complete(model: ModelEntry, where: str) -> None:
         for kind in needed:
             if (kind, bucket) not in have:
                 raise _fault(f"{where}.graphs", f"lack {kind} for bucket {bucket}")
-    if model.cache.policy != "none" and ("commit", model.cache.budget) not in have:
-        raise _fault(f"{where}.graphs", f"lack commit for policy {model.cache.policy}")
+    wanted = [("commit", model.cache.budget)] if model.cache.policy != "none" else []
+    if policy.carries(model.cache.policy):
+        wanted += [("observe", bucket) for bucket in model.cache.buckets]
+    for kind, bucket in wanted:
+        if (kind, bucket) not in have:
+            raise _fault(f"{where}.graphs", f"lack {kind} for policy {model.cache.policy}, bucket {bucket}")
 
 
 def _check_tokenizer(tokenizer: TokenizerEntry, vocab: int) -> None:

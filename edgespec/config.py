@@ -15,12 +15,13 @@ from typing import Any, Self, get_args, get_type_hints
 from edgespec.bundle import check_output
 from edgespec.errors import InputError
 from edgespec.policy import NAMES as POLICIES
-from edgespec.policy import parse as parse_policy
+from edgespec.policy import check as check_policy
 from edgespec.spec import DEVICES, PRECISIONS
 
 FORMATS = ("onnx",)
 DEVICE_PRECISIONS = {"cpu": PRECISIONS, "npu": ("int4", "fp16")}
 LARGEST_BUDGET = 2**20
+WINDOW = 32
 VIA = 'command that runs a shell line on the device, such as "adb shell" or "ssh phone"'
 TO = "folder on the device (default: edgespec, with adb /data/local/tmp/edgespec)"
 THREADS = "threads of all graphs together; 0: the machine's cores, at most 4"
@@ -41,9 +42,10 @@ class ExportConfig:
     budget: int = _flag("cache rows that survive an eviction", 1024)
     block: int = _flag("cache rows evicted at once, and tokens of one prefill call", 128)
     widths: tuple[int, ...] = _flag("widths of the verify graphs", (2, 4, 8))
-    policy: str = _flag("how evicted rows are chosen", "keydiff", choices=POLICIES)
+    policy: str = _flag(f"how evicted rows are chosen: {', '.join(POLICIES)}", "keydiff")
     sinks: int = _flag("first positions that are never evicted", 4)
     recent: int = _flag("newest rows that are never evicted", 32)
+    window: int | None = _flag("last queries of a block that snapkv scores by (default: up to 32)", None)
     buckets: tuple[int, ...] = _flag("further, smaller cache budgets with their own graphs", ())
     truncate_window: bool = _flag("allow a budget below the model's sliding window", False)
     device: str = _flag("where the bundle runs", "cpu", choices=DEVICES)
@@ -54,7 +56,7 @@ class ExportConfig:
     draft_vocab: str | None = _flag("file with one token id a line: the rows of the draft's head", None)
     draft_rows: int = _flag("rows of the draft's head when chosen by frequency", 16384)
     draft_budget: int = _flag("cache rows of the draft that survive an eviction", 256)
-    draft_policy: str = _flag("how the draft's evicted rows are chosen", "keydiff", choices=POLICIES)
+    draft_policy: str = _flag("how the draft's evicted rows are chosen, as --policy", "keydiff")
     text: str | None = _flag("text file for calibration and token frequencies", None)
     force: bool = _flag("replace the bundle at the output once the new one is complete", False)
 
@@ -62,6 +64,11 @@ class ExportConfig:
     def all_buckets(self) -> tuple[int, ...]:
         """Every cache budget of the target, ascending; the last is `budget`."""
         return tuple(sorted({*self.buckets, self.budget}))
+
+    @property
+    def observed(self) -> int:
+        """Rows of snapkv's window."""
+        return min(WINDOW, self.block) if self.window is None else self.window
 
     def check(self) -> ExportConfig:
         """Itself, or an InputError for the first value that cannot work."""
@@ -98,7 +105,8 @@ class ExportConfig:
                     f"use --buckets {self.block}, or leave --buckets out",
                 )
         _ascending("buckets", self.buckets)
-        parse_policy(self.policy, self.sinks, self.recent, self.budget)
+        check_policy(self.policy, self.sinks, self.recent, self.budget, self.block)
+        _between("window", self.observed, 1, self.block)
 
     def _check_draft(self) -> None:
         if self.draft is None:
@@ -114,7 +122,7 @@ class ExportConfig:
                 f"block {self.block} is larger than draft_budget {self.draft_budget}",
                 f"use --draft-budget {self.block} or more, or --block {max(2, self.draft_budget)}",
             )
-        parse_policy(self.draft_policy, self.sinks, self.recent, self.draft_budget)
+        check_policy(self.draft_policy, self.sinks, self.recent, self.draft_budget, self.block)
 
     def _check_weights(self) -> None:
         _one_of("device", self.device, DEVICES)

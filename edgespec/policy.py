@@ -1,32 +1,41 @@
-"""A policy's name and its protected rows. Names only: the scores are graphs (edgespec.exporters.scores)."""
+"""A policy's name, the rows it protects and what it needs to be kept. Names only: the scores are graphs
+(edgespec.exporters.scores).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from edgespec.errors import InputError
 
-NAMES = ("none", "sinks", "keydiff")
+BASES = ("tova", "snapkv", "h2o")  # scores by attention
+OVER = ("caote", "fastcaote")  # scores by what the attention's output loses
+NAMES = ("none", "sinks", "keydiff", "lru", *BASES, *(f"{over}({base})" for over in OVER for base in BASES))
+CARRYING = ("h2o", "lru")  # their scores sum over every block since the beginning
 
 
-@dataclass(frozen=True)
-class Policy:
-    """How a commit chooses: `name`; the first `sinks` positions and the last `recent` rows always stay."""
-
-    name: str
-    sinks: int
-    recent: int
-
-    @property
-    def evicts(self) -> bool:
-        """False where more tokens than slots are an error."""
-        return self.name != "none"
+def base_of(name: str) -> str:
+    """`h2o` of `caote(h2o)`; a policy without a base is its own."""
+    return name.partition("(")[2].removesuffix(")") or name
 
 
-def parse(name: str, sinks: int, recent: int, budget: int) -> Policy:
-    """The policy of this name, checked against its budget; InputError names what is allowed."""
+def carries(name: str) -> bool:
+    """True where a score is carried from block to block with every row that survives."""
+    return base_of(name) in CARRYING
+
+
+def queries(name: str, block: int, window: int) -> int:
+    """How many of a block's last queries the policy reads; 0 where it reads none."""
+    base = base_of(name)
+    if carries(name):
+        return block
+    return {"tova": 1, "snapkv": window}.get(base, 0)
+
+
+def check(name: str, sinks: int, recent: int, budget: int, block: int) -> None:
+    """InputError unless a cache of this budget and block can be emptied so."""
     if name not in NAMES:
-        raise InputError(f"unknown policy {name!r}", f"use one of: {', '.join(NAMES)}")
+        over, _, base = name.partition("(")
+        what = f"unknown base {base.removesuffix(')')!r} of {over}" if over in OVER and base else None
+        raise InputError(what or f"unknown policy {name!r}", f"use one of: {', '.join(NAMES)}")
     if sinks < 0 or recent < 0:
         raise InputError(
             f"sinks {sinks} and recent {recent} must not be negative", "use --sinks 4 --recent 32"
@@ -36,4 +45,8 @@ def parse(name: str, sinks: int, recent: int, budget: int) -> Policy:
             f"sinks {sinks} + recent {recent} protect more rows than the budget {budget} keeps",
             f"use --budget {sinks + recent} or more, or protect fewer rows",
         )
-    return Policy(name, sinks, recent)
+    if carries(name) and budget % block:
+        raise InputError(
+            f"{name} scores every block, and budget {budget} is not a multiple of block {block}",
+            f"use --budget {max(block, budget // block * block)}, or another --policy",
+        )

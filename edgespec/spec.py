@@ -6,6 +6,7 @@ d head dimension, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
@@ -13,7 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from edgespec.errors import BundleError
 
 CONTRACTS = ("rows", "append")
-KINDS = ("prefill", "verify", "decode", "draft", "commit")
+STEPS = ("prefill", "verify", "decode", "draft")
+KINDS = (*STEPS, "observe", "commit")
 DEVICES = ("cpu", "npu")
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
 MODELS = ("target", "draft")
@@ -25,7 +27,9 @@ LONGEST_TEXT = 4096
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder's facts. `windows` holds each layer's sliding window, 0 for full attention."""
+    """A decoder's facts. `windows` holds each layer's sliding window, 0 for full attention; `softcap` what
+    its attention scores are capped at, 0 for not.
+    """
 
     family: str
     layers: int
@@ -37,11 +41,14 @@ class ModelSpec:
     positions: int
     tied: bool
     windows: tuple[int, ...]
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """A cache's facts: M = budget + block slots, the policy that empties it, who appends (`contract`)."""
+    """A cache's facts: M = budget + block slots, the policy that empties it, who appends (`contract`), and
+    how many of each block's last queries are kept for the policy (`queries`).
+    """
 
     contract: str
     budget: int
@@ -51,6 +58,7 @@ class CacheSpec:
     recent: int
     buckets: tuple[int, ...]
     widest: int
+    queries: int = 0
 
     @property
     def slots(self) -> int:
@@ -162,8 +170,9 @@ def step_outputs(
 ) -> tuple[TensorSpec, ...]:
     """Outputs of a step graph: logits [1,R,head rows], argmax [1,R] (R = 1 in prefill, else S), new rows.
 
-    A draft also gives entropy [1,S] in nats and its top-k (probabilities and target ids) [1,S,k]. New rows
-    are [L,KV,S,d] under the `rows` contract, and the 2L updated buffers under `append`.
+    A draft also gives entropy [1,S] in nats and its top-k (probabilities and target ids) [1,S,k]. Where the
+    policy reads queries, the rows' own, multiplied by the attention's scale: [S,L,H,d]. New rows are
+    [L,KV,S,d] under the `rows` contract, and the 2L updated buffers under `append`.
     """
     rows = 1 if kind == "prefill" else width
     head = [TensorSpec("logits", "float32", (1, rows, head_rows)), TensorSpec("argmax", "int32", (1, rows))]
@@ -173,6 +182,8 @@ def step_outputs(
             TensorSpec("top_probabilities", "float32", (1, rows, top)),
             TensorSpec("top_ids", "int32", (1, rows, top)),
         ]
+    if cache.queries:
+        head.append(TensorSpec("new_queries", "float32", (width, model.layers, model.heads, model.head_dim)))
     if cache.contract == "rows":
         shape = (model.layers, model.kv_heads, width, model.head_dim)
         return tuple(
@@ -187,6 +198,41 @@ def step_outputs(
             for i in range(model.layers)
         ]
     )
+
+
+def policy_inputs(
+    kind: str, reads: Collection[str], model: ModelSpec, cache: CacheSpec, bucket: int
+) -> tuple[TensorSpec, ...]:
+    """Inputs of a `commit` or `observe` graph that reads these of keys, values, queries, carried.
+
+    keys, values [1,KV,rows,d], queries [W,H,d], carried [H,M]; `observe` also count [1], the filled rows.
+    """
+    rows = (1, model.kv_heads, cache.rows(bucket), model.head_dim)
+    shapes = {
+        "keys": rows,
+        "values": rows,
+        "queries": (cache.queries, model.heads, model.head_dim),
+        "carried": (model.heads, cache.slots),
+    }
+    given = [TensorSpec(name, "float32", shape) for name, shape in shapes.items() if name in reads]
+    return tuple(given + ([TensorSpec("count", "int32", (1,))] if kind == "observe" else []))
+
+
+def policy_outputs(
+    kind: str, reads: Collection[str], model: ModelSpec, cache: CacheSpec
+) -> tuple[TensorSpec, ...]:
+    """Outputs of a `commit` graph: keep [KV,N], under the `rows` contract the kept rows [1,KV,N,d]; of it and
+    of `observe`: new_carried [H,M] where the policy carries a score, 0 for slots that are free.
+    """
+    made: list[TensorSpec] = []
+    if kind == "commit":
+        made.append(TensorSpec("keep", "int32", (model.kv_heads, cache.budget)))
+        if cache.contract == "rows":
+            kept = (1, model.kv_heads, cache.budget, model.head_dim)
+            made += [TensorSpec(name, "float32", kept) for name in ("kept_keys", "kept_values")]
+    if "carried" in reads:
+        made.append(TensorSpec("new_carried", "float32", (model.heads, cache.slots)))
+    return tuple(made)
 
 
 def to_json(value: Any) -> Any:

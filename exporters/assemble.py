@@ -21,7 +21,7 @@ from torch import nn
 from edgespec.bundle import SCHEMA
 from edgespec.exporters.build import Builder
 from edgespec.exporters.checkpoint import Checkpoint, Grid, Tokenizer, layer_of
-from edgespec.exporters.commit import commit_graph
+from edgespec.exporters.commit import policy_graphs
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.lower_onnx import Lowering, Storage, Target
 from edgespec.exporters.program import Program, build_program
@@ -190,8 +190,7 @@ def export_model(
         for done, (kind, width, bucket) in enumerate(jobs):
             graphs.append(step_graph(job, program, source, kind, width, bucket, folder))
             advance(done + 1, len(jobs))
-        if job.cache.policy != "none":
-            model, graph = commit_graph(job.spec, job.cache, f"{job.name}-commit.onnx")
+        for model, graph in policy_graphs(job.name, job.spec, job.cache):
             ir.save(model, folder / graph.file)
             graphs.append(graph)
     with progress.stage(f"{job.name}: weights") as advance:

@@ -93,12 +93,17 @@ def _(
 
 
 class StepCache(Cache):
-    """A call's view of the caches: 2L buffers and the count; collects the rows that each layer computed."""
+    """A call's view of the caches: 2L buffers and the count.
+
+    Collects what each layer computed: its new rows, and its queries, not yet multiplied by the `scales`.
+    """
 
     def __init__(self, keys: list[Tensor], values: list[Tensor], count: Tensor) -> None:
         self.keys, self.values, self.count = keys, values, count
         self.new_keys: dict[int, Tensor] = {}
         self.new_values: dict[int, Tensor] = {}
+        self.queries: dict[int, Tensor] = {}
+        self.scales: dict[int, float] = {}
         self.layers: list[Any] = []
         self.offloading = False
 
@@ -178,6 +183,7 @@ def attention(
         float(softcap or 0),
     )
     cache.new_keys[layer], cache.new_values[layer] = new_key, new_value
+    cache.queries[layer], cache.scales[layer] = query, scale
     return out, None
 
 

@@ -22,7 +22,7 @@ from edgespec.exporters.compare import Figures, compare, compare_evicting, mispl
 from edgespec.exporters.plan import shipped
 from edgespec.exporters.self_draft import draft_of
 from edgespec.exporters.widths import disagreements
-from edgespec.spec import GraphSpec, ModelEntry
+from edgespec.spec import STEPS, GraphSpec, ModelEntry
 
 NEAR = 0.1  # nats between two widths whose kernels round otherwise (seen: 0.025, with 8-bit activations)
 LARGEST_DIFFERENCE = 1e-4  # |Δlogit| of an fp32 graph against Transformers
@@ -151,7 +151,7 @@ def check_widths(entry: ModelEntry, engine: Any, prompts: Sequence[Sequence[int]
     reference, which is the one whose numbers are compared.
     """
     name = f"{entry.name} widths"
-    count = len({(g.width, g.bucket) for g in entry.graphs if g.kind != "commit"})
+    count = len({(g.width, g.bucket) for g in entry.graphs if g.kind in STEPS})
     found = [d for prompt in prompts for d in disagreements(engine, prompt)]
     if not found:
         return Finding(name, True, f"{count} graphs give the same bits on {len(prompts)} prompts", {})
@@ -174,10 +174,10 @@ def check_commit(entry: ModelEntry, engine: Any, tokens: Sequence[int]) -> list[
     if entry.cache.policy == "none" or all(entry.spec.windows):
         return []
     missed = compared = 0
-    for layer, (keys, kept) in enumerate(engine.commits(tokens)):
+    for layer, (given, kept) in enumerate(engine.commits(tokens)):
         if entry.spec.windows[layer]:
             continue
-        missed += misplaced(keys, kept, entry.cache)
+        missed += misplaced(given, kept, entry)
         compared += kept.size
     detail = f"{compared - missed} of {compared} rows are those that PyTorch keeps by {entry.cache.policy}"
     return [Finding(f"{entry.name} commit", missed == 0, detail, {"missed": float(missed)})]

@@ -1,5 +1,5 @@
 """The commit: which N of a layer's M rows survive, as a small weight-free graph and as the same code run
-eagerly.
+eagerly; and `observe`, what a score that is carried from block to block adds after each.
 
 Layers with a sliding window need no graph: they keep the newest N, whatever the policy.
 """
@@ -8,80 +8,125 @@ from __future__ import annotations
 
 import logging
 import warnings
+from dataclasses import replace
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from edgespec.exporters.scores import SCORES
-from edgespec.spec import CacheSpec, GraphSpec, ModelSpec, TensorSpec
+from edgespec.exporters.scores import Layer, carrying, score_of
+from edgespec.spec import CacheSpec, GraphSpec, ModelSpec, TensorSpec, policy_inputs, policy_outputs
 
 PROTECTED = 3e4  # above every score, and finite in fp16
 
 
-def ranked(keys: Tensor, cache: CacheSpec) -> Tensor:
-    """Every row's score [KV,M], the protected ones' above all; keys [KV,M,d]."""
-    slots = keys.shape[1]
-    place = torch.arange(slots)
-    protected = (place < cache.sinks) | (place >= slots - cache.recent)
-    return torch.where(protected, PROTECTED, SCORES[cache.policy](keys))
+def ranked(layer: Layer, cache: CacheSpec) -> Tensor:
+    """Every row's score [KV,M], the protected ones' above all."""
+    place = torch.arange(cache.slots)
+    protected = (place < cache.sinks) | (place >= cache.slots - cache.recent)
+    return torch.where(protected, PROTECTED, score_of(cache.policy)(layer))
 
 
-def keep(keys: Tensor, cache: CacheSpec) -> Tensor:
+def keep(layer: Layer, cache: CacheSpec) -> Tensor:
     """Ascending indices of the rows that survive: the first `sinks`, the last `recent`, then the best scores.
 
-    keys [KV,M,d], rows in order of position -> [KV,N] int32. Each key-value head keeps its own set (design,
-    section 4).
+    M rows in order of position, their last block observed -> [KV,N] int32. Each key-value head keeps its own
+    set (design, section 4).
     """
     chosen = (
-        ranked(keys, cache).topk(cache.budget, -1, sorted=False).indices.float()
+        ranked(layer, cache).topk(cache.budget, -1, sorted=False).indices.float()
     )  # float: some NPUs sort nothing else; exact below 2^24
     return chosen.topk(cache.budget, -1, largest=False).values.int()
 
 
-class Commit(nn.Module):
-    """One layer's commit over a buffer whose first M rows are filled."""
+def observed(layer: Layer, cache: CacheSpec) -> Layer:
+    """The layer with this block in its carried score [H,M], 0 for slots that are free; itself where the
+    policy carries none.
+    """
+    score = carrying(cache.policy)
+    if score is None:
+        return layer
+    made = score.observe(layer)
+    return replace(layer, carried=nn.functional.pad(made.flatten(0, 1), (0, cache.slots - made.shape[-1])))
 
-    def __init__(self, cache: CacheSpec) -> None:
+
+def survivors(carried: Tensor, kept: Tensor, cache: CacheSpec) -> Tensor:
+    """The carried score [H,M] of the rows that stay, at their new places."""
+    group = carried.shape[0] // kept.shape[0]
+    index = kept.long().repeat_interleave(group, 0)
+    return nn.functional.pad(carried.gather(1, index), (0, cache.block))
+
+
+class Policy(nn.Module):
+    """A layer's tensors by name, as `policy_inputs` lists them, to those that `policy_outputs` lists."""
+
+    def __init__(self, kind: str, cache: CacheSpec, softcap: float, names: list[str]) -> None:
         super().__init__()
-        self.cache = cache
+        self.kind, self.cache, self.softcap, self.names = kind, cache, softcap, names
 
-    def forward(self, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
-        """keys, values [1,KV,rows,d] -> keep [KV,N].
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """See the class; rows beyond the filled ones are left alone."""
+        given, cache = dict(zip(self.names, tensors, strict=True)), self.cache
+        end: int | Tensor = given.get("count", cache.slots)
+        parts = {part: given[part][0, :, : cache.slots] for part in ("keys", "values") if part in given}
+        queries, carried = given.get("queries"), given.get("carried")
+        layer = observed(
+            Layer(**parts, end=end, queries=queries, carried=carried, softcap=self.softcap), cache
+        )
+        if self.kind == "observe":
+            return (layer.carried,)
+        made = [kept := keep(layer, cache)]
+        if cache.contract == "rows":
+            index = kept.long().unsqueeze(-1).expand(-1, -1, layer.keys.shape[-1])
+            made += [parts[part].gather(1, index)[None] for part in ("keys", "values")]
+        if layer.carried is not None:
+            made.append(survivors(layer.carried, kept, cache))
+        return tuple(made)
 
-        Under the `rows` contract also the kept rows [1,KV,N,d].
-        """
-        filled = keys[0, :, : self.cache.slots]
-        kept = keep(filled, self.cache)
-        if self.cache.contract == "append":
-            return (kept,)
-        index = kept.long().unsqueeze(-1).expand(-1, -1, keys.shape[-1])
-        return kept, filled.gather(1, index)[None], values[0, :, : self.cache.slots].gather(1, index)[None]
+
+def reads(cache: CacheSpec, kind: str = "commit") -> set[str]:
+    """The parts of a layer that a graph of the policy is given."""
+    score = carrying(cache.policy) if kind == "observe" else score_of(cache.policy)
+    assert score is not None
+    return {*score.reads, *(("keys", "values") if cache.contract == "rows" and kind == "commit" else ())}
 
 
-def commit_graph(spec: ModelSpec, cache: CacheSpec, file: str) -> tuple[ir.Model, GraphSpec]:
-    """The commit graph of a model's largest bucket; every full-attention layer runs it on its own buffers."""
-    shape = (1, spec.kv_heads, cache.rows(cache.budget), spec.head_dim)
-    append = cache.contract == "append"
-    names = ["keep"] if append else ["keep", "kept_keys", "kept_values"]
-    inputs = ["keys"] if append else ["keys", "values"]
-    module = Commit(cache)
-    example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+def policy_graph(
+    kind: str, spec: ModelSpec, cache: CacheSpec, file: str, bucket: int | None = None
+) -> tuple[ir.Model, GraphSpec]:
+    """A `commit` graph (over the largest bucket's buffers), or an `observe` graph of a bucket; every
+    full-attention layer runs it on its own buffers.
+    """
+    bucket = bucket or cache.buckets[-1]
+    inputs = policy_inputs(kind, reads(cache, kind), spec, cache, bucket)
+    outputs = policy_outputs(kind, reads(cache, kind), spec, cache)
+    module = Policy(kind, cache, spec.softcap, [t.name for t in inputs])
+    model = exported(module, inputs, outputs)
+    return model, GraphSpec(file, kind, cache.block, bucket, inputs, outputs)
+
+
+def exported(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> ir.Model:
+    """The module's graph with these tensors."""
+    noise = torch.Generator().manual_seed(0)
+    examples = tuple(
+        torch.ones(t.shape, dtype=torch.int32)
+        if t.dtype == "int32"
+        else torch.randn(t.shape, generator=noise)
+        for t in inputs
+    )
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module,
-            (example, example.clone()),
+            examples,
             dynamo=True,
             opset_version=23,
             verbose=False,
-            input_names=["keys", "values"],
-            output_names=names,
+            input_names=[t.name for t in inputs],
+            output_names=[t.name for t in outputs],
         )
     model = program.model
-    if append:
-        model.graph.inputs.pop(1)
     for noted in (
         model,
         model.graph,
@@ -90,14 +135,15 @@ def commit_graph(spec: ModelSpec, cache: CacheSpec, file: str) -> tuple[ir.Model
         *(v for n in model.graph for v in n.outputs),
     ):
         noted.metadata_props.clear()  # the exporter's notes: stack traces, with this machine's paths
-    kept = (1, spec.kv_heads, cache.budget, spec.head_dim)
-    outputs = [TensorSpec("keep", "int32", (spec.kv_heads, cache.budget))]
-    outputs += [TensorSpec(name, "float32", kept) for name in names[1:]]
-    return model, GraphSpec(
-        file,
-        "commit",
-        cache.block,
-        cache.budget,
-        tuple(TensorSpec(n, "float32", shape) for n in inputs),
-        tuple(outputs),
-    )
+    return model
+
+
+def policy_graphs(name: str, spec: ModelSpec, cache: CacheSpec) -> list[tuple[ir.Model, GraphSpec]]:
+    """All graphs of a model's policy; none where it does not evict."""
+    if cache.policy == "none":
+        return []
+    made = [policy_graph("commit", spec, cache, f"{name}-commit.onnx")]
+    for bucket in cache.buckets if carrying(cache.policy) else ():
+        size = f"-{bucket}" if len(cache.buckets) > 1 else ""
+        made.append(policy_graph("observe", spec, cache, f"{name}-observe{size}.onnx", bucket))
+    return made

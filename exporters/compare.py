@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgespec.exporters.commit import keep, ranked
+from edgespec.exporters.attention import StepCache
+from edgespec.exporters.commit import PROTECTED, keep, observed, ranked, reads, survivors
+from edgespec.exporters.scores import Layer, carrying
 from edgespec.exporters.step import Step, prepare, ready
-from edgespec.spec import CacheSpec, ModelEntry
+from edgespec.spec import ModelEntry
 
 WINDOW = 1024
 MOST_TOKENS = 4096
-ROUNDING = 1e-5  # between a score in a graph and the same on PyTorch tensors
+ROUNDING = 1e-5  # of the largest score, between a score in a graph and the same on PyTorch tensors
 
 
 @dataclass(frozen=True)
@@ -100,48 +102,81 @@ def compare_evicting(
     """
     spec, cache = entry.spec, entry.cache
     tokens = list(tokens)[: min(len(tokens), cache.slots + cache.block + 8)]
-    step = Step(prepare(model), spec.layers)
-    caches = [torch.zeros(1, spec.kv_heads, cache.slots, spec.head_dim) for _ in range(2 * spec.layers)]
-    count = evictions = 0
+    step, state = Step(prepare(model), spec.layers), Reference(entry)
     want: list[Tensor] = []
     with ready(model, spec):
         for position, token in enumerate(tokens):
             one = lambda n: torch.tensor([n])  # noqa: E731
-            logits, keys, values = step(one(token)[None], one(position)[None], one(0), one(count), caches)
+            place, row = one(position)[None], one(0)
+            logits, made = step.run(one(token)[None], place, row, one(state.count), state.caches)
             want.append(logits[0, 0] if ids is None else logits[0, 0, torch.from_numpy(ids.astype(np.int64))])
-            for buffer, row in zip(caches, [*keys, *values], strict=True):
-                buffer[:, :, count] = row[:, :, 0]
-            count += 1
-            if count == cache.slots:
-                commit(entry, caches)
-                count, evictions = cache.budget, evictions + 1
+            state.take(made)
     engine.reset()
     difference = 0.0
     for start, logits in calls(engine, tokens):
         theirs = torch.stack(want[start : start + len(logits)])
         difference = max(difference, float((torch.from_numpy(logits) - theirs).abs().max()))
-    return difference, evictions
+    return difference, state.evictions
 
 
-def misplaced(keys: np.ndarray, kept: np.ndarray, cache: CacheSpec) -> int:
-    """Rows of `kept` [KV,N] that the policy would not keep of keys [KV,M,d]; all, where they do not ascend.
+class Reference:
+    """Caches of exactly M rows a layer as plain tensors, and what the policy reads beside them."""
+
+    def __init__(self, entry: ModelEntry) -> None:
+        self.spec, self.cache = entry.spec, entry.cache
+        shape = (1, self.spec.kv_heads, self.cache.slots, self.spec.head_dim)
+        self.caches = [torch.zeros(shape) for _ in range(2 * self.spec.layers)]
+        self.queries: list[list[Tensor]] = [[] for _ in range(self.spec.layers)]
+        self.carried = torch.zeros(self.spec.layers, self.spec.heads, self.cache.slots)
+        self.count = self.evictions = 0
+
+    def take(self, made: StepCache) -> None:
+        """Append the one row that a step computed in every layer; observe and evict at the block's end."""
+        for layer in range(self.spec.layers):
+            self.caches[layer][:, :, self.count] = made.new_keys[layer][:, :, 0]
+            self.caches[self.spec.layers + layer][:, :, self.count] = made.new_values[layer][:, :, 0]
+            self.queries[layer].append(made.queries[layer][0, :, 0] * made.scales[layer])
+        self.count += 1
+        full = self.count == self.cache.slots
+        if full or (carrying(self.cache.policy) and self.count % self.cache.block == 0):
+            for layer, window in enumerate(self.spec.windows):
+                self._settle(layer, window, full)
+            if full:
+                self.count, self.evictions = self.cache.budget, self.evictions + 1
+
+    def _settle(self, layer: int, window: int, full: bool) -> None:
+        """One layer at a block's end: what it carries, and its N rows; under a sliding window the newest."""
+        cache = self.cache
+        keys, values = self.caches[layer], self.caches[self.spec.layers + layer]
+        kept = torch.arange(cache.block, cache.slots).expand(self.spec.kv_heads, -1)
+        if not window:
+            queries = torch.stack(self.queries[layer][-max(cache.queries, 1) :])
+            end = torch.tensor([self.count])
+            seen = Layer(keys[0], end, values[0], queries, self.carried[layer], self.spec.softcap)
+            seen = observed(seen, cache)
+            assert seen.carried is not None
+            self.carried[layer] = seen.carried
+            if full:
+                kept = keep(seen, cache).long()
+                self.carried[layer] = survivors(seen.carried, kept, cache)
+        if full:
+            index = kept.unsqueeze(-1).expand(-1, -1, keys.shape[-1])
+            for buffer in (keys, values):
+                buffer[0, :, : cache.budget] = buffer[0].gather(1, index)
+
+
+def misplaced(given: dict[str, np.ndarray], kept: np.ndarray, entry: ModelEntry) -> int:
+    """Rows of `kept` [KV,N] that the policy would not keep of a layer's tensors (Engine.commits); all, where
+    they do not ascend.
 
     A row counts as well chosen where its score is within rounding of the last one kept.
     """
-    scores = ranked(torch.from_numpy(keys), cache)
-    if not (np.diff(kept) > 0).all() or kept.min() < 0 or kept.max() >= keys.shape[1]:
+    cache, parts = entry.cache, reads(entry.cache)
+    given_parts = {name: torch.from_numpy(array) for name, array in given.items() if name in parts}
+    layer = Layer(**given_parts, end=cache.slots, softcap=entry.spec.softcap)
+    scores = ranked(observed(layer, cache), cache)
+    if not (np.diff(kept) > 0).all() or kept.min() < 0 or kept.max() >= cache.slots:
         return int(kept.size)
     last = scores.topk(cache.budget, -1).values[:, -1:]
-    return int((scores.gather(1, torch.from_numpy(kept.astype(np.int64))) < last - ROUNDING).sum())
-
-
-def commit(entry: ModelEntry, caches: list[Tensor]) -> None:
-    """Evict in place: every layer keeps N rows; a sliding-window layer the newest."""
-    cache, layers = entry.cache, entry.spec.layers
-    for layer, window in enumerate(entry.spec.windows):
-        keys, values = caches[layer], caches[layers + layer]
-        newest = torch.arange(cache.block, cache.slots).expand(entry.spec.kv_heads, -1)
-        kept = newest if window else keep(keys[0], cache).long()
-        index = kept.unsqueeze(-1).expand(-1, -1, keys.shape[-1])
-        for buffer in (keys, values):
-            buffer[0, :, : cache.budget] = buffer[0].gather(1, index)
+    rounding = ROUNDING * scores.masked_fill(scores >= PROTECTED, 0).abs().amax()
+    return int((scores.gather(1, torch.from_numpy(kept.astype(np.int64))) < last - rounding).sum())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from edgespec.errors import InputError
 from edgespec.exporters.attention import MASKED
 
 if TYPE_CHECKING:
@@ -121,6 +122,45 @@ def append_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
         new_keys,
         new_values,
     )
+
+
+def new_queries(low: Lowering) -> ir.Value:
+    """Every layer's queries of the call's rows, after RoPE and times the attention's scale: [S,L,H,d]."""
+    b, spec = low.b, low.spec
+    nodes = [low.attends[i] for i in range(spec.layers)]
+    shape = lambda *dims: b.const(np.array(dims, np.int64))  # noqa: E731
+    whole = (low.width, spec.layers, spec.heads, spec.head_dim)
+    if low.target.cache.contract == "rows":
+        stacked = b.op("Concat", *[low.get(n.inputs[0]) for n in nodes], axis=0)
+        made = b.op("Transpose", stacked, perm=[2, 0, 1, 3])
+    else:
+        made = b.op("Reshape", turned_together(low, nodes), shape(*whole))
+    scales = np.array([n.attributes["scale"].value for n in nodes], np.float32)
+    if any(n.attributes["softcap"].value != spec.softcap for n in nodes):
+        raise InputError(
+            f"{spec.family} caps the attention scores of its layers differently",
+            "use --policy keydiff or sinks, which read no queries",
+        )
+    made = b.op("Mul", made, b.const(scales.reshape(-1, 1, 1) if len({*scales}) > 1 else scales[0]))
+    return made if low.width == low.target.width else b.op("Gather", made, shape(0), axis=0)
+
+
+def turned_together(low: Lowering, nodes: list[ir.Node]) -> ir.Value:
+    """The layers' queries [1,S,L·H·d]. Where GroupQueryAttention turns them itself, they are cut out of the
+    packed projections and turned in one operator for all layers.
+    """
+    b, spec = low.b, low.spec
+    packed = [plain_projection(low, n)[0] for n in nodes]
+    ropes: list[Any] = [n.inputs[0].producer() for n in nodes]
+    if any(p is None for p in packed) or any(r.inputs[1:] != ropes[0].inputs[1:] for r in ropes):
+        return b.op("Concat", *[by_row(low, n.inputs[0]) for n in nodes], axis=-1)
+    shape = lambda *dims: b.const(np.array(dims, np.int64))  # noqa: E731
+    every = spec.heads + 2 * spec.kv_heads
+    joined = b.op("Concat", *packed, axis=-1)
+    joined = b.op("Reshape", joined, shape(low.width, spec.layers, every * spec.head_dim))
+    cut = b.op("Slice", joined, shape(0), shape(spec.heads * spec.head_dim), shape(2))
+    flat = b.op("Reshape", cut, shape(1, low.width, spec.layers * spec.heads * spec.head_dim))
+    return low.rotate(ropes[0], flat, num_heads=spec.layers * spec.heads)
 
 
 def positions(low: Lowering, rows: int) -> ir.Value:

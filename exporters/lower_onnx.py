@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from edgespec.errors import InputError
 from edgespec.exporters.build import Builder
-from edgespec.exporters.lower_attention import append_attend, rows_attend
+from edgespec.exporters.lower_attention import append_attend, new_queries, rows_attend
 from edgespec.exporters.program import DOMAIN, Program
 from edgespec.exporters.step import TRACED_WIDTH
 from edgespec.spec import CacheSpec, ModelSpec, TensorSpec, step_inputs, step_outputs
@@ -65,6 +65,7 @@ class Lowering:
         self.steps = np.zeros(2, np.int32) if target.doubled else np.arange(target.width, dtype=np.int32)
         self.values: dict[ir.Value, ir.Value] = {}
         self.order = {node: i for i, node in enumerate(program.graph)}
+        self.attends: dict[int, ir.Node] = {}
         self.new_keys: dict[int, ir.Value] = {}
         self.new_values: dict[int, ir.Value] = {}
         self.flat: dict[
@@ -244,6 +245,7 @@ class Lowering:
         """The one attention operator, as the cache's contract has it."""
         attend = append_attend if self.target.cache.contract == "append" else rows_attend
         layer = node.attributes["layer"].value
+        self.attends[layer] = node
         out, self.new_keys[layer], self.new_values[layer] = attend(self, node, layer)
         self.values[node.outputs[0]] = out
 
@@ -268,6 +270,8 @@ class Lowering:
             made["top_ids"] = (
                 b.op("Cast", places, to=int(INT32)) if ids is None else b.op("Gather", ids, places, axis=0)
             )
+        if t.cache.queries:
+            made["new_queries"] = new_queries(self)
         for label, rows in (("keys", self.new_keys), ("values", self.new_values)):
             ordered = [rows[i] for i in range(self.spec.layers)]
             if t.cache.contract == "rows":

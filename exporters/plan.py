@@ -21,6 +21,7 @@ from edgespec.exporters.forms import FORMS
 from edgespec.exporters.head import by_frequency, from_file
 from edgespec.exporters.self_draft import draft_of
 from edgespec.exporters.step import model_spec
+from edgespec.policy import queries
 from edgespec.spec import CacheSpec, ModelSpec
 
 DEFAULT_FORM = {"cpu": "int8", "npu": "int4"}
@@ -114,15 +115,17 @@ def cache_spec(config: ExportConfig, spec: ModelSpec, name: str, source: str) ->
             if 2 * config.block <= spec.positions
             else f"use --block {spec.positions // 2} or less",
         )
+    policy = config.draft_policy if draft else config.policy
     return CacheSpec(
         "append" if config.device == "cpu" else "rows",
         budget,
         config.block,
-        config.draft_policy if draft else config.policy,
+        policy,
         config.sinks,
         config.recent,
         (budget,) if draft else config.all_buckets,
         config.block,
+        queries(policy, config.block, config.observed),
     )
 
 

@@ -1,41 +1,248 @@
-"""The scores by which a commit ranks a layer's rows, one pure function each.
+"""The scores by which a commit ranks a layer's rows: one class a policy, each under its equation.
 
-A new policy is one function and one row of SCORES.
+A class says what it reads of a layer, and gives a score for each row (higher = keep). A new policy is one
+class, one row of SCORES, and its name in edgespec.policy. Attention is computed again from the block's stored
+queries: nothing is evicted within a block, so it is the attention that these rows gave. Letters: M slots, B
+block, W stored queries, H query heads, KV key-value heads of G = H/KV query heads each, d head dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from edgespec.exporters.attention import MASKED
+from edgespec.policy import OVER, base_of
+
 TINY = 1e-6  # least square of a length; a floor, because the optimizer of torch.onnx.export drops `+ 1e-12`
+MOST = 0.99  # largest share of attention in α/(1 - α): finite in fp16, and no row with so much is evicted
 
 
-def keydiff(keys: Tensor) -> Tensor:
-    """Score each row by how little its key resembles the others (higher = keep).
+@dataclass(frozen=True)
+class Layer:
+    """What a commit sees of a layer, in order of position; a policy is given what it `reads` and None else.
 
-    KeyDiff (arXiv 2504.15364, equation 6): s_j = -cos(k_j, mean_i k_i/‖k_i‖), the mean over all M rows.
-    keys [KV,M,d] after RoPE -> scores [KV,M].
+    keys (after RoPE), values [KV,M,d]; queries [W,H,d] (after RoPE, times the attention's scale) of the rows
+    before `end`; carried [H,M], what a Carrying score has of its rows; `end` the rows that are filled: M in a
+    commit, a tensor [1] elsewhere.
     """
-    small = keys / 16  # or the square of a key of length 256 leaves the range of an NPU's fp16
-    unit = small * torch.rsqrt(small.pow(2).sum(-1, keepdim=True).clamp(min=TINY))
-    anchor = unit.mean(1, keepdim=True)
-    anchor = anchor * torch.rsqrt(anchor.pow(2).sum(-1, keepdim=True).clamp(min=TINY))
-    return -(unit * anchor).sum(-1)
+
+    keys: Tensor
+    end: int | Tensor
+    values: Tensor | None = None
+    queries: Tensor | None = None
+    carried: Tensor | None = None
+    softcap: float = 0.0
+
+    def grouped(self, heads: Tensor) -> Tensor:
+        """[H,...] as [KV,G,...]: the query heads by the key-value head that they share."""
+        kv = self.keys.shape[0]
+        return heads.reshape(kv, heads.shape[0] // kv, *heads.shape[1:])
 
 
-def sinks(keys: Tensor) -> Tensor:
-    """Score each row by its age: the newest stay, and what the policy protects (StreamingLLM, arXiv
-    2309.17453).
+def attention(layer: Layer) -> Tensor:
+    """Causal attention of the stored queries: [KV,G,W,M], a row's own slot is end - W + r."""
+    assert layer.queries is not None
+    width, slots = layer.queries.shape[0], layer.keys.shape[1]
+    # Not as one product of flattened rows: the exporter's optimizer drops the reshapes around that, and the
+    # product then pairs each key-value head with a query head of its place in the group.
+    scores = layer.grouped(layer.queries.transpose(0, 1)) @ layer.keys.unsqueeze(1).transpose(-1, -2)
+    if layer.softcap:
+        scores = layer.softcap * torch.tanh(scores / layer.softcap)
+    return torch.where(seen(width, slots, layer.end), scores, MASKED).softmax(-1)
 
-    keys [KV,M,d] -> scores [KV,M].
+
+def seen(width: int, slots: int, end: int | Tensor) -> Tensor:
+    """Which slots each stored query saw: bool [W,M]."""
+    return torch.arange(slots) <= torch.arange(width).view(-1, 1) + (end - width)
+
+
+class Score:
+    """A policy's score. `reads` names the parts of a Layer it is given."""
+
+    reads: tuple[str, ...] = ("keys",)
+
+    def __call__(self, layer: Layer) -> Tensor:
+        """Scores [KV,M]."""
+        raise NotImplementedError
+
+
+class Carrying(Score):
+    """A score of every block since a row came: `observe` after each block, and what it gave is carried on.
+
+    A commit scores by `carried` alone, this block observed.
     """
-    return (
-        torch.arange(keys.shape[1], dtype=keys.dtype, device=keys.device).expand(keys.shape[0], -1)
-        / keys.shape[1]
-    )
+
+    reads = ("keys", "queries", "carried")
+
+    def observe(self, layer: Layer) -> Tensor:
+        """What to carry on, [KV,G,M], with what this block's queries saw; 0 where no row is."""
+        raise NotImplementedError
 
 
-SCORES: dict[str, Callable[[Tensor], Tensor]] = {"keydiff": keydiff, "sinks": sinks}
+class Sinks(Score):
+    """By age: the newest stay, and the protected first (StreamingLLM, arXiv 2309.17453)."""
+
+    def __call__(self, layer: Layer) -> Tensor:
+        """Scores [KV,M]."""
+        kv, slots, _ = layer.keys.shape
+        place = torch.arange(slots, dtype=layer.keys.dtype, device=layer.keys.device)
+        return place.expand(kv, -1) / slots
+
+
+class KeyDiff(Score):
+    """By how little a key resembles the others (KeyDiff, arXiv 2504.15364, equation 6).
+
+    s_j = -cos(k_j, mean_i k_i/‖k_i‖), the mean over all M rows.
+    """
+
+    def __call__(self, layer: Layer) -> Tensor:
+        """Scores [KV,M]."""
+        small = layer.keys / 16  # or the square of a key of length 256 leaves the range of an NPU's fp16
+        unit = small * torch.rsqrt(small.pow(2).sum(-1, keepdim=True).clamp(min=TINY))
+        anchor = unit.mean(1, keepdim=True)
+        anchor = anchor * torch.rsqrt(anchor.pow(2).sum(-1, keepdim=True).clamp(min=TINY))
+        return -(unit * anchor).sum(-1)
+
+
+class Attention(Score):
+    """A score that is a share of attention: what CAOTE builds on."""
+
+    reads: tuple[str, ...] = ("keys", "queries")
+
+    def share(self, layer: Layer) -> Tensor:
+        """α [KV,G,M]: every query head's attention over the rows, normalised to sum 1."""
+        raise NotImplementedError
+
+    def __call__(self, layer: Layer) -> Tensor:
+        """Scores [KV,M]: the mean share over the group's query heads."""
+        return self.share(layer).mean(1)
+
+
+class Tova(Attention):
+    """By the attention of the block's last query (TOVA, arXiv 2401.06104).
+
+    Differs from the paper: a block leaves at once, and each key-value head keeps its own rows (the paper
+    averages over all heads of a layer).
+    """
+
+    def share(self, layer: Layer) -> Tensor:
+        """α [KV,G,M]."""
+        return attention(layer)[:, :, -1]
+
+
+class SnapKV(Attention):
+    """By the mean attention of the last W queries (SnapKV, arXiv 2404.14469).
+
+    Differs from the paper: scored anew at every commit, not once after the prompt; scores are not pooled over
+    neighbours; window rows are ranked with the others (`recent` is what protects them).
+    """
+
+    def share(self, layer: Layer) -> Tensor:
+        """α [KV,G,M]."""
+        return attention(layer).mean(2)
+
+
+class H2O(Attention, Carrying):
+    """By the attention summed over every query so far (Heavy-Hitter Oracle, arXiv 2306.14048).
+
+    Differs from the paper: a block leaves at once. The sum is carried per query head.
+    """
+
+    reads = Carrying.reads
+
+    def observe(self, layer: Layer) -> Tensor:
+        """Sums of attention [KV,G,M]."""
+        assert layer.carried is not None
+        p = attention(layer)
+        return layer.grouped(layer.carried) + p.sum(2)
+
+    def share(self, layer: Layer) -> Tensor:
+        """α [KV,G,M]."""
+        assert layer.carried is not None
+        total = layer.grouped(layer.carried)
+        return total / total.sum(-1, keepdim=True)
+
+
+class Lru(Carrying):
+    """By how lately a row was attended to: with sinks and recent rows protected, "protection only".
+
+    A query attends to a row where one of the group's heads gives it at least the even share, 1 / rows seen. A
+    row counts as attended when it comes. Scores are in blocks: in (0,1] this block, below it before. A simple
+    baseline of ours, least recently used as caches have it.
+    """
+
+    def observe(self, layer: Layer) -> Tensor:
+        """When each row was last attended to, [KV,G,M]."""
+        assert layer.carried is not None and layer.queries is not None
+        width, slots = layer.queries.shape[0], layer.keys.shape[1]
+        first = layer.end - width
+        turn, place = torch.arange(width).view(-1, 1) + 1.0, torch.arange(slots)
+        even = 1 / (turn + first)
+        now = torch.where(attention(layer) >= even, turn / width, 0.0).amax(2)
+        own = torch.where(place >= first, (place - first + 1) / width, 0.0)
+        now = torch.maximum(now, own)
+        carried = torch.where(now > 0, now, layer.grouped(layer.carried) - 1)
+        return torch.where(place < layer.end, carried, 0.0)
+
+    def __call__(self, layer: Layer) -> Tensor:
+        """Scores [KV,M]: the latest over the group's query heads; of rows attended together the newer."""
+        assert layer.carried is not None and layer.queries is not None
+        width, slots = layer.queries.shape[0], layer.keys.shape[1]
+        return layer.grouped(layer.carried).amax(1) + torch.arange(slots) / (2.0 * width * slots)
+
+
+class Caote(Score):
+    """By how much the attention's output changes when the row alone is dropped (CAOTE, arXiv 2504.14051,
+    theorem 3.2), on a base's attention.
+
+    c_j = Σ_group α_j / (1 - α_j) · ‖o - v_j‖₂, o = Σ_i α_i v_i. `fastcaote`: o is the mean value.
+    """
+
+    def __init__(self, base: Attention, fast: bool = False) -> None:
+        self.base, self.fast = base, fast
+        self.reads = (*base.reads, "values")
+
+    def __call__(self, layer: Layer) -> Tensor:
+        """Scores [KV,M]."""
+        assert layer.values is not None
+        share = self.base.share(layer)
+        # Lengths do not change with the origin, and around the mean ‖o‖² - 2 o·v + ‖v‖² cancels little.
+        values = layer.values - layer.values.mean(1, keepdim=True)
+        square = values.pow(2).sum(-1)
+        if self.fast:
+            distance = square.clamp(min=0).sqrt().unsqueeze(1)
+        else:
+            output = share @ values
+            apart = output.pow(2).sum(-1, keepdim=True) - 2 * (output @ values.transpose(1, 2))
+            distance = (apart + square.unsqueeze(1)).clamp(min=0).sqrt()
+        share = share.clamp(max=MOST)
+        return (share / (1 - share) * distance).sum(1)
+
+
+SCORES: dict[str, Score] = {
+    "sinks": Sinks(),
+    "keydiff": KeyDiff(),
+    "lru": Lru(),
+    "tova": Tova(),
+    "snapkv": SnapKV(),
+    "h2o": H2O(),
+}
+
+
+def score_of(policy: str) -> Score:
+    """The score of a policy's name."""
+    base = SCORES[base_of(policy)]
+    over = policy.partition("(")[0]
+    if over not in OVER:
+        return base
+    assert isinstance(base, Attention)
+    return Caote(base, fast=over == "fastcaote")
+
+
+def carrying(policy: str) -> Carrying | None:
+    """The part of a policy's score that is carried from block to block, None where nothing is."""
+    base = SCORES[base_of(policy)]
+    return base if isinstance(base, Carrying) else None

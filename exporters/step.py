@@ -49,6 +49,14 @@ class Step(nn.Module):
         self, tokens: Tensor, positions: Tensor, row: Tensor, count: Tensor, caches: list[Tensor]
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """See the module's docstring; `row` names the rows whose logits are wanted."""
+        logits, cache = self.run(tokens, positions, row, count, caches)
+        order = range(self.layers)
+        return logits, [cache.new_keys[i] for i in order], [cache.new_values[i] for i in order]
+
+    def run(
+        self, tokens: Tensor, positions: Tensor, row: Tensor, count: Tensor, caches: list[Tensor]
+    ) -> tuple[Tensor, StepCache]:
+        """The logits, and the cache view with what every layer gave it: new rows, and queries [1,H,S,d]."""
         with calling(StepCache(caches[: self.layers], caches[self.layers :], count)) as cache:
             logits = self.model(
                 input_ids=tokens,
@@ -64,8 +72,7 @@ class Step(nn.Module):
                 "attention interface",
                 "only decoders whose every layer is softmax attention can be exported",
             )
-        order = range(self.layers)
-        return logits, [cache.new_keys[i] for i in order], [cache.new_values[i] for i in order]
+        return logits, cache
 
 
 def refuse_foreign(config: Any) -> None:
@@ -106,6 +113,7 @@ def model_spec(config: Any) -> ModelSpec:
         positions=config.max_position_embeddings,
         tied=bool(config.tie_word_embeddings),
         windows=tuple(window if kind == "sliding_attention" else 0 for kind in kinds),
+        softcap=float(getattr(config, "attn_logit_softcapping", None) or 0),
     )
 
 

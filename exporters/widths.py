@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgespec.spec import ModelEntry
+from edgespec.spec import STEPS, ModelEntry
 
 TOKENS = 40
 
@@ -28,11 +28,12 @@ class Disagreement:
 def disagreements(engine: Any, tokens: Sequence[int]) -> list[Disagreement]:
     """Run the same tokens through every step graph of every bucket; one entry for each that gives other bits.
 
-    Compared are the logits of every row (of the last one in prefill) and the caches at the end.
+    Compared are the logits of every row (of the last one in prefill), the caches at the end, and the queries
+    that a policy reads.
     """
     cache, spec = engine.cache, engine.spec
     tokens = list(tokens)[: min(len(tokens), cache.buckets[0] + cache.block, TOKENS)]
-    calls = sorted({(g.width, g.kind) for g in engine.entry.graphs if g.kind != "commit"})
+    calls = sorted({(g.width, g.kind) for g in engine.entry.graphs if g.kind in STEPS})
     found: list[Disagreement] = []
     reference: dict[int, np.ndarray] = {}
     rows: list[np.ndarray] = []
@@ -53,7 +54,8 @@ def disagreements(engine: Any, tokens: Sequence[int]) -> list[Disagreement]:
             layers = [i for i, (a, b) in enumerate(zip(ends, rows, strict=True)) if not np.array_equal(a, b)]
             if layers:
                 largest = max(float(np.abs(ends[i] - rows[i]).max()) for i in layers)
-                where = f"cache of layer {layers[0] % spec.layers}"
+                first = layers[0]
+                where = f"cache of layer {first % spec.layers}" if first < 2 * spec.layers else "queries"
                 found.append(Disagreement(kind, width, len(tokens), where, largest, 0.0))
     return found
 
@@ -67,21 +69,25 @@ def divergence(logits: np.ndarray, other: np.ndarray) -> float:
 def run(
     engine: Any, kind: str, width: int, tokens: list[int], bucket: int
 ) -> tuple[dict[int, np.ndarray], list[np.ndarray]]:
-    """Logits by position, and the filled rows, after absorbing the tokens in calls of one graph."""
+    """Logits by position, filled rows and queries, after absorbing the tokens in calls of one graph."""
     engine.reset(bucket)
     logits: dict[int, np.ndarray] = {}
+    queries: list[np.ndarray] = []
     done = 0
     while done < len(tokens):
         rows = min(width, len(tokens) - done, engine.free)
-        out = engine.call(kind, tokens[done : done + rows], width)["logits"][0]
+        made = engine.call(kind, tokens[done : done + rows], width)
+        out = made["logits"][0]
         for i, row in enumerate(out[:rows]) if kind != "prefill" else [(rows - 1, out[0])]:
             logits[done + i] = row.copy()
+        if "new_queries" in made:
+            queries.append(made["new_queries"][:rows].copy())
         engine.accept(rows)
         done += rows
     ends = [
         buffer[0, :, : engine.count].copy() for part in ("keys", "values") for buffer in engine.caches[part]
     ]
-    return logits, ends
+    return logits, ends + ([np.concatenate(queries)] if queries else [])
 
 
 def sample_tokens(vocab: int) -> list[int]:

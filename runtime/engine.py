@@ -30,12 +30,17 @@ class Engine:
         self.bound: dict[str, tuple[Any, dict[str, np.ndarray]]] = {}
         self.pending: dict[str, np.ndarray] = {}
         self.caches: dict[str, list[np.ndarray]] = {}
+        heads, layers = (self.spec.heads, self.spec.head_dim), self.spec.layers
+        self.queries = np.zeros((layers, self.cache.queries, *heads), np.float32)
+        carried = any(g.kind == "observe" for g in entry.graphs)
+        self.carried = np.zeros((layers, self.spec.heads, self.cache.slots if carried else 0), np.float32)
         self.bucket = 0
         self.reset()
 
     def reset(self, bucket: int | None = None) -> None:
         """Empty caches, of the smallest bucket unless another is named."""
-        self.count, self.position = 0, 0
+        self.count, self.position, self.observed = 0, 0, 0
+        self.carried[:] = 0
         self._lay(bucket or self.cache.buckets[0])
 
     def close(self) -> None:
@@ -47,8 +52,12 @@ class Engine:
 
     @property
     def free(self) -> int:
-        """Rows that still fit before a commit: no call may hold more valid rows (design section 4)."""
-        return self.cache.slots - self.count
+        """Rows that still fit before a commit: no call may hold more valid rows (design section 4).
+
+        Where the policy carries a score, rows before the end of the block.
+        """
+        left = self.cache.slots - self.count
+        return (left - 1) % self.cache.block + 1 if left and self.carried.size else left
 
     def widths(self, kind: str) -> list[int]:
         """The exported widths of a kind, ascending."""
@@ -90,7 +99,7 @@ class Engine:
         self.pending = arrays
         return {
             name: arrays[name]
-            for name in ("logits", "argmax", "entropy", "top_probabilities", "top_ids")
+            for name in ("logits", "argmax", "entropy", "top_probabilities", "top_ids", "new_queries")
             if name in arrays
         }
 
@@ -99,18 +108,28 @@ class Engine:
         self._append(rows)
         if self.count == self.cache.slots and self.cache.policy != "none":
             self._commit()
+        elif self.carried.size and self.count % self.cache.block == 0 and self.count > self.observed:
+            self._observe()
 
-    def commits(self, tokens: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """What the commit graph makes of caches full of a text: a layer's keys [KV,M,d], keep [KV,N]."""
+    def commits(self, tokens: Sequence[int]) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+        """What the commit graph makes of caches full of a text: a layer's tensors by name, keep [KV,N].
+
+        keys, values [KV,M,d]; queries [W,H,d], carried [H,M] (before this block) where the policy has them.
+        """
         self.reset(self.cache.budget)
         text = list(tokens) * (1 + self.cache.slots // len(tokens))
-        while self.free:
+        while self.count < self.cache.slots:
             rows = min(self.widths("prefill")[-1], self.free)
             self.call("prefill", text[self.count : self.count + rows])
-            self._append(rows)
-        graph = self.graphs["commit", self.cache.block, self.cache.budget]
-        for keys, values in zip(self.caches["keys"], self.caches["values"], strict=True):
-            yield keys[0, :, : self.cache.slots].copy(), self._kept(graph, keys, values)
+            if self.count + rows < self.cache.slots:
+                self.accept(rows)
+            else:
+                self._append(rows)
+        for layer in range(self.spec.layers):
+            given = self._layer(layer)
+            given |= {part: given[part][0, :, : self.cache.slots] for part in ("keys", "values")}
+            copied = {part: array.copy() for part, array in given.items()}
+            yield copied, self._run_policy("commit", layer)[0]
 
     def _append(self, rows: int) -> None:
         if self.cache.contract == "rows":
@@ -118,6 +137,10 @@ class Engine:
                 new = self.pending[f"new_{part}"]
                 for layer, buffer in enumerate(self.caches[part]):
                     buffer[0, :, self.count : self.count + rows] = new[layer, :, :rows]
+        for row in range(rows if self.cache.queries else 0):
+            left = (self.cache.slots - self.count - row - 1) % self.cache.block  # rows of the block after it
+            if left < self.cache.queries:
+                self.queries[:, self.cache.queries - 1 - left] = self.pending["new_queries"][row]
         self.count += rows
         self.position += rows
 
@@ -159,21 +182,45 @@ class Engine:
     def _commit(self) -> None:
         """Move each layer's surviving rows to the front; sliding-window layers keep the newest N."""
         budget, slots = self.cache.budget, self.cache.slots
-        graph = self.graphs["commit", self.cache.block, budget]
         newest = np.broadcast_to(np.arange(slots - budget, slots), (self.spec.kv_heads, budget))
         for layer, window in enumerate(self.spec.windows):
+            kept = newest
+            if not window:
+                kept, *carried = self._run_policy("commit", layer)
+                if carried:
+                    self.carried[layer] = carried[0]
             keys, values = self.caches["keys"][layer], self.caches["values"][layer]
-            kept = newest if window else self._kept(graph, keys, values)
             for head in range(self.spec.kv_heads):
                 keys[0, head, :budget], values[0, head, :budget] = (
                     keys[0, head, kept[head]],
                     values[0, head, kept[head]],
                 )
-        self.count = budget
+        self.count = self.observed = budget
 
-    def _kept(self, graph: GraphSpec, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
-        feeds = {t.name: {"keys": keys, "values": values}[t.name] for t in graph.inputs}
-        return self._session(graph).run(["keep"], feeds)[0]
+    def _observe(self) -> None:
+        """Add the block that is full now to what the policy carries."""
+        for layer, window in enumerate(self.spec.windows):
+            if not window:
+                self.carried[layer] = self._run_policy("observe", layer)[0]
+        self.observed = self.count
+
+    def _layer(self, layer: int) -> dict[str, np.ndarray]:
+        """What a policy's graph may read of a layer."""
+        keys, values = self.caches["keys"][layer], self.caches["values"][layer]
+        given = {"keys": keys, "values": values, "count": np.array([self.count], np.int32)}
+        if self.cache.queries:
+            given["queries"] = self.queries[layer]
+        if self.carried.size:
+            given["carried"] = self.carried[layer]
+        return given
+
+    def _run_policy(self, kind: str, layer: int) -> list[np.ndarray]:
+        """keep [KV,N] of a commit graph, and new_carried [H,M] where there is one."""
+        bucket = self.cache.budget if kind == "commit" else self.bucket
+        graph = self.graphs[kind, self.cache.block, bucket]
+        given = self._layer(layer)
+        wanted = [t.name for t in graph.outputs if not t.name.startswith("kept_")]
+        return self._session(graph).run(wanted, {t.name: given[t.name] for t in graph.inputs})
 
     def _fit(self, rows: int) -> None:
         """Grow to the smallest bucket whose slots hold this many rows."""

@@ -18,11 +18,14 @@ Cache::Cache(const ModelEntry& model) : model_(model) {
     }
     size_ = *std::max_element(rows_.begin(), rows_.end()) * model.kv_heads * model.head_dim;
     data_ = std::make_unique<float[]>(size_t(2 * model.layers * size_));  // zeros: a masked row must be finite
+    queries_.resize(size_t(model.layers * model.query_floats()));
+    if (model.carries) carried_.resize(size_t(model.layers * model.carried_floats()));
 }
 
 // Under `rows` a masked row still takes part, times zero: what is forgotten must not stay, it may be NaN.
 void Cache::clear() {
-    count_ = position_ = 0, bucket_ = 0;
+    count_ = position_ = settled_ = 0, bucket_ = 0;
+    std::fill(carried_.begin(), carried_.end(), 0.0f);
     if (model_.contract == "rows") std::fill_n(data_.get(), 2 * model_.layers * size_, 0.0f);
 }
 
@@ -53,7 +56,7 @@ void Cache::relay(int64_t from, int64_t to) {
         }
 }
 
-void Cache::append(int rows, int width, const float* new_keys, const float* new_values) {
+void Cache::append(int rows, int width, const float* new_keys, const float* new_values, const float* new_queries) {
     if (new_keys) {
         const int64_t d = model_.head_dim;
         for (int values = 0; values < 2; ++values)
@@ -62,6 +65,12 @@ void Cache::append(int rows, int width, const float* new_keys, const float* new_
                     const float* from = (values ? new_values : new_keys) + (int64_t(layer) * model_.kv_heads + head) * width * d;
                     std::memcpy(buffer(values, layer) + (head * this->rows() + count_) * d, from, size_t(rows * d) * sizeof(float));
                 }
+    }
+    const int64_t row = int64_t(model_.heads) * model_.head_dim;
+    for (int r = 0; new_queries && r < rows; ++r) {
+        const int left = (model_.slots() - count_ - r - 1) % model_.block, at = model_.queries - 1 - left;  // left: rows of the block after it
+        for (int layer = 0; at >= 0 && layer < model_.layers; ++layer)
+            std::memcpy(queries(layer) + at * row, new_queries + (int64_t(r) * model_.layers + layer) * row, size_t(row) * sizeof(float));
     }
     count_ += rows;
     position_ += rows;
@@ -86,12 +95,15 @@ void Cache::keep(int layer, const int32_t* keep) {
 void Cache::save(std::vector<float>& out) const {
     const int64_t d = model_.head_dim;
     out.clear();
-    out.reserve(size_t(row_floats() * count_));
+    if (!count_) return;
+    out.reserve(size_t(saved_floats(count_)));
     for (int layer = 0; layer < 2 * model_.layers; ++layer)
         for (int head = 0; head < model_.kv_heads; ++head) {
             const float* from = data_.get() + layer * size_ + head * rows() * d;
             out.insert(out.end(), from, from + count_ * d);
         }
+    out.insert(out.end(), queries_.begin(), queries_.end());
+    out.insert(out.end(), carried_.begin(), carried_.end());
 }
 
 void Cache::load(const std::vector<float>& rows, int count, int position) {
@@ -103,8 +115,11 @@ void Cache::load(const std::vector<float>& rows, int count, int position) {
     for (int layer = 0; layer < 2 * model_.layers; ++layer)
         for (int head = 0; head < model_.kv_heads; ++head, from += count * d)
             std::memcpy(data_.get() + layer * size_ + head * this->rows() * d, from, size_t(count * d) * sizeof(float));
+    std::copy_n(from, queries_.size(), queries_.begin());
+    std::copy_n(from + queries_.size(), carried_.size(), carried_.begin());
     count_ = count;
     position_ = position;
+    settled_ = model_.carries ? count / model_.block * model_.block : evicted() ? model_.budget : 0;
 }
 
 }  // namespace edgespec

@@ -15,27 +15,37 @@ class Cache {
     explicit Cache(const ModelEntry& model);
 
     float* buffer(bool values, int layer) const { return data_.get() + (int64_t(values) * model_.layers + layer) * size_; }
+    // What the policy reads beside rows: the block's last queries [W,H,d], and the score that it carries [H,M].
+    float* queries(int layer) { return queries_.data() + layer * model_.query_floats(); }
+    float* carried(int layer) { return carried_.data() + layer * model_.carried_floats(); }
     int bucket() const { return model_.buckets[bucket_]; }
     int64_t rows() const { return rows_[bucket_]; }  // of every head's buffer: slots, and under `append` the widest call's rows
     int count() const { return count_; }
     int position() const { return position_; }
-    int free() const { return model_.slots() - count_; }  // rows before a commit; no call may hold more
+    // Rows before a commit, or before the end of a block that must be observed; no call may hold more.
+    int free() const { return (model_.carries ? settled_ + model_.block : model_.slots()) - count_; }
+    int removable() const { return count_ - settled_; }  // newest rows that nothing but themselves depends on
     bool evicted() const { return position_ != count_; }
-    int64_t bytes() const { return 2 * int64_t(model_.layers) * size_ * int64_t(sizeof(float)); }
-    int64_t row_floats() const { return 2 * int64_t(model_.layers) * model_.kv_heads * model_.head_dim; }
+    int64_t bytes() const { return (2 * int64_t(model_.layers) * size_ + int64_t(queries_.size() + carried_.size())) * int64_t(sizeof(float)); }
+    int64_t saved_floats(int count) const {
+        return count ? 2 * int64_t(model_.layers) * model_.kv_heads * model_.head_dim * count + int64_t(queries_.size() + carried_.size()) : 0;
+    }
 
     void clear();
     // Re-lay for the smallest bucket whose slots hold this many rows; true where the layout changed.
     bool fit(int rows);
-    // Count `rows` rows of the last call as filled; under `rows` copy them from [L,KV,width,d].
-    void append(int rows, int width, const float* new_keys, const float* new_values);
+    // Count `rows` rows of the last call as filled; under `rows` copy them from [L,KV,width,d]. Where the policy reads
+    // queries, take those of the block's last rows from [width,L,H,d].
+    void append(int rows, int width, const float* new_keys, const float* new_values, const float* new_queries);
     // Forget the newest rows: those that a draft model absorbed and the target refused.
     void roll_back(int rows);
     // Keep the rows `keep` [KV,N] (ascending) of one layer; null keeps the newest N. Then `committed` once for all layers.
     void keep(int layer, const int32_t* keep);
-    void committed() { count_ = model_.budget; }
+    void committed() { count_ = settled_ = model_.budget; }
+    bool must_observe() const { return model_.carries && count_ == settled_ + model_.block && count_ < model_.slots(); }
+    void observed() { settled_ = count_; }
 
-    // The filled rows, layer by layer and head by head: [K|V, L, KV, count, d].
+    // The filled rows, layer by layer and head by head: [K|V, L, KV, count, d]; then queries and what is carried.
     void save(std::vector<float>& out) const;
     void load(const std::vector<float>& rows, int count, int position);
 
@@ -46,8 +56,10 @@ class Cache {
     std::vector<int64_t> rows_;
     int64_t size_;  // floats of one layer's buffer in the largest bucket
     std::unique_ptr<float[]> data_;
+    std::vector<float> queries_, carried_;
     size_t bucket_ = 0;
     int count_ = 0, position_ = 0;
+    int settled_ = 0;  // rows at the last commit; where the policy carries a score, at the last block that it observed
 };
 
 }  // namespace edgespec

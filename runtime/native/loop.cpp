@@ -23,9 +23,8 @@ double seconds(Clock::time_point since) { return std::chrono::duration<double>(C
 // Rows since the last commit come off the end; for more, everything is absorbed again.
 void cut(State& state, int tokens) {
     const int away = state.cache.position() - std::max(0, tokens - 1);
-    const int removable = state.cache.count() - (state.cache.evicted() ? state.entry().budget : 0);
     if (away <= 0) return;
-    if (away <= removable) state.cache.roll_back(away);
+    if (away <= state.cache.removable()) state.cache.roll_back(away);
     else state.cache.clear();
 }
 

@@ -15,7 +15,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int SCHEMA = 1;
+constexpr int SCHEMA = 2;
 constexpr int64_t LARGEST_MANIFEST = 64 << 20, MOST = int64_t{1} << 31;
 const char* const AGAIN = "export the bundle again";
 
@@ -93,7 +93,7 @@ GraphSpec graph(const Json& data, const std::string& where) {
 
 // The tensors of a graph are those that the runtime will bind, in the sizes that it will give them.
 void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& where) {
-    const bool step = g.kind != "commit";
+    const bool step = g.kind != "commit" && g.kind != "observe";
     const int64_t rows = m.contract == "append" ? 0 : g.bucket + m.block;
     int caches = 0;
     for (const TensorSpec& t : g.inputs) {
@@ -101,7 +101,8 @@ void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& whe
         const bool right = !cache || (t.shape.size() == 4 && t.shape[1] == m.kv_heads && t.shape[3] == m.head_dim &&
                                       (rows ? t.shape[2] == rows : t.shape[2] >= g.bucket + m.block));
         const bool scalar = t.name == "position" || t.name == "count" || t.name == "row";
-        if (!right || (scalar && t.elements() != 1) || (t.name == "tokens" && t.elements() != g.width))
+        const int64_t elements = t.name == "tokens" ? g.width : t.name == "queries" ? m.query_floats() : t.name == "carried" ? m.carried_floats() : 1;
+        if (!right || ((scalar || elements != 1) && t.elements() != elements))
             throw Error(where + ": input " + t.name + " has the wrong shape", AGAIN);
         caches += cache;
     }
@@ -111,6 +112,8 @@ void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& whe
         const bool right = t.name == "logits"                                ? t.elements() == n * m.head_rows
                            : t.name == "argmax" || t.name == "entropy"       ? t.elements() == n
                            : t.name == "keep"                                ? t.elements() == int64_t(m.kv_heads) * m.budget
+                           : t.name == "new_queries"                         ? t.elements() == int64_t(g.width) * m.layers * m.heads * m.head_dim
+                           : t.name == "new_carried"                         ? t.elements() == m.carried_floats()
                            : t.name == "new_keys" || t.name == "new_values"  ? t.elements() == int64_t(m.layers) * m.kv_heads * g.width * m.head_dim
                                                                              : true;
         if (!right) throw Error(where + ": output " + t.name + " has the wrong shape", AGAIN);
@@ -136,6 +139,7 @@ ModelEntry model(const Json& data, const std::string& folder, const Json& files)
     const std::string where = m.name;
     const Json spec = field<Json>(data, "spec", where), cache = field<Json>(data, "cache", where);
     m.layers = number(spec, "layers", where + ".spec", 1);
+    m.heads = number(spec, "heads", where + ".spec", 1);
     m.kv_heads = number(spec, "kv_heads", where + ".spec", 1);
     m.head_dim = number(spec, "head_dim", where + ".spec", 1);
     m.vocab = number(spec, "vocab", where + ".spec", 1);
@@ -145,6 +149,7 @@ ModelEntry model(const Json& data, const std::string& folder, const Json& files)
     m.policy = field<std::string>(cache, "policy", where + ".cache");
     m.budget = number(cache, "budget", where + ".cache", 1);
     m.block = number(cache, "block", where + ".cache", 1);
+    m.queries = number(cache, "queries", where + ".cache");
     m.buckets = numbers(cache, "buckets", where + ".cache");
     m.head_rows = number(data, "head_rows", where, 1);
     m.head_ids_file = field<std::string>(data, "head_ids", where);
@@ -154,13 +159,17 @@ ModelEntry model(const Json& data, const std::string& folder, const Json& files)
     if (m.windows.size() != size_t(m.layers) || m.buckets.empty() || m.block > m.budget || m.buckets.back() != m.budget ||
         !std::is_sorted(m.buckets.begin(), m.buckets.end()))
         throw Error(where + ": its cache makes no sense", AGAIN);
+    // So that no product of sizes overflows.
+    if (m.layers > 1 << 10 || m.heads > 1 << 12 || m.head_dim > 1 << 14 || m.slots() > 1 << 24) throw Error(where + " is absurdly large", AGAIN);
     for (const Json& g : array(data, "graphs", where)) m.graphs.push_back(graph(g, where + ".graphs"));
+    for (const GraphSpec& g : m.graphs) m.carries = m.carries || g.kind == "observe";
+    if (m.heads % m.kv_heads || m.queries > m.block || (m.carries && m.budget % m.block)) throw Error(where + ": its cache makes no sense", AGAIN);
     for (const GraphSpec& g : m.graphs) {
         check_graph(m, g, where + "." + g.file);
         if (!files.contains(g.file)) throw Error("the manifest names " + g.file + ", which manifest.files lacks", AGAIN);
     }
     for (const int bucket : m.buckets)
-        for (const char* kind : {"prefill", m.name == "draft" ? "draft" : "verify"})
+        for (const char* kind : {"prefill", m.name == "draft" ? "draft" : "verify", m.carries ? "observe" : "prefill"})
             if (std::none_of(m.graphs.begin(), m.graphs.end(), [&](const GraphSpec& g) { return g.kind == kind && g.bucket == bucket; }))
                 throw Error(where + " has no " + kind + " graph for bucket " + std::to_string(bucket), AGAIN);
     if (m.head_ids_file.empty() && m.head_rows != m.vocab) throw Error(where + ": a trimmed head without its ids", AGAIN);

@@ -25,14 +25,16 @@ struct GraphSpec {
 
 struct ModelEntry {
     std::string name, weights, contract, policy, head_ids_file;
-    int layers = 0, kv_heads = 0, head_dim = 0, vocab = 0, positions = 0, head_rows = 0;
-    int budget = 0, block = 0;
+    int layers = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0, positions = 0, head_rows = 0;
+    int budget = 0, block = 0, queries = 0;  // queries: the last rows of a block whose queries the policy reads
     std::vector<int> windows, buckets, head_ids;  // head_ids: the token of every head row, empty where row i is token i
     std::vector<GraphSpec> graphs;
     int64_t bytes_weights = 0;
-    bool widths_agree = false;
+    bool widths_agree = false, carries = false;  // carries: a score goes on with every row that survives
 
     int slots() const { return budget + block; }
+    int64_t query_floats() const { return int64_t(queries) * heads * head_dim; }  // of one layer
+    int64_t carried_floats() const { return int64_t(heads) * slots(); }           // of one layer, where it carries
     std::vector<int> widths(const std::string& kind) const;  // ascending
 };
 

@@ -14,16 +14,21 @@ bool is_cache(const std::string& name) {
     return own.rfind("keys_", 0) == 0 || own.rfind("values_", 0) == 0;
 }
 
+bool is_policy(const std::string& kind) { return kind == "commit" || kind == "observe"; }
+
+// Of a policy's graph, what is no part of a session's cache.
+bool is_own(const std::string& name) { return name == "keep" || name == "new_carried" || name == "count"; }
+
 }  // namespace
 
 Model::Model(const ModelEntry& e, Backend& backend) : entry(e) {
     for (const GraphSpec& g : entry.graphs) {
-        Opened& o = graphs_[{g.kind, g.kind == "commit" ? 0 : g.width, g.bucket}];
+        Opened& o = graphs_[{g.kind, is_policy(g.kind) ? 0 : g.width, g.bucket}];
         o.spec = &g;
         o.graph = backend.open(g.file);
         for (const auto* tensors : {&g.inputs, &g.outputs})
             for (const TensorSpec& t : *tensors)
-                if (g.kind == "commit" ? t.name == "keep" : !is_cache(t.name)) {
+                if (is_policy(g.kind) ? is_own(t.name) : !is_cache(t.name)) {
                     o.own.emplace_back(size_t(t.elements()) * 4);
                     o.at[t.name] = o.own.back().data();
                 }
@@ -43,6 +48,8 @@ Call& State::bound(Model::Opened& o, int layer) {
     if (call) return *call;
     const auto buffer = [&](const TensorSpec& t) -> Buffer {
         if (const auto own = o.at.find(t.name); own != o.at.end()) return {&t, own->second};
+        if (layer >= 0 && t.name == "queries") return {&t, cache.queries(layer)};
+        if (layer >= 0 && t.name == "carried") return {&t, cache.carried(layer)};
         const std::string name = t.name.rfind("new_", 0) == 0 ? t.name.substr(4) : t.name;
         const size_t part = name.find('_');
         const int index = part == std::string::npos ? layer : std::stoi(name.substr(part + 1));
@@ -52,7 +59,7 @@ Call& State::bound(Model::Opened& o, int layer) {
     std::vector<Buffer> inputs, outputs;
     for (const TensorSpec& t : o.spec->inputs) inputs.push_back(buffer(t));
     for (const TensorSpec& t : o.spec->outputs)
-        if (layer < 0 || t.name == "keep") outputs.push_back(buffer(t));
+        if (layer < 0 || is_own(t.name)) outputs.push_back(buffer(t));
     call = o.graph->bind(inputs, outputs);
     return *call;
 }
@@ -78,6 +85,7 @@ Result State::call(const std::string& kind, int width, const int* tokens, int ro
     Result r;
     r.logits = static_cast<float*>(o.at.at("logits"));
     r.argmax = static_cast<int32_t*>(o.at.at("argmax"));
+    if (const auto queries = o.at.find("new_queries"); queries != o.at.end()) r.queries = static_cast<float*>(queries->second);
     if (kind == "draft") {
         r.entropy = static_cast<float*>(o.at.at("entropy"));
         r.top = static_cast<float*>(o.at.at("top_probabilities"));
@@ -92,23 +100,36 @@ void State::accept(int rows) {
         const auto found = last_->at.find(name);
         return found == last_->at.end() ? nullptr : static_cast<const float*>(found->second);
     };
-    cache.append(rows, last_->spec->width, part("new_keys"), part("new_values"));
+    cache.append(rows, last_->spec->width, part("new_keys"), part("new_values"), part("new_queries"));
+}
+
+// One layer through a policy's graph; what it carries goes on.
+Model::Opened& State::run_policy(const std::string& kind, int bucket, int layer) {
+    Model::Opened& o = model_.opened(kind, 0, bucket);
+    if (const auto count = o.at.find("count"); count != o.at.end()) *static_cast<int32_t*>(count->second) = cache.count();
+    bound(o, layer).run();
+    if (const auto carried = o.at.find("new_carried"); carried != o.at.end())
+        std::copy_n(static_cast<const float*>(carried->second), model_.entry.carried_floats(), cache.carried(layer));
+    return o;
 }
 
 void State::commit_if_full() {
     const ModelEntry& m = model_.entry;
-    if (cache.free() > 0 || m.policy == "none") return;
-    Model::Opened& o = model_.opened("commit", 0, m.budget);
+    const bool observe = cache.must_observe();
+    if (!observe && (cache.count() < m.slots() || m.policy == "none")) return;
     const auto start = std::chrono::steady_clock::now();
     for (int layer = 0; layer < m.layers; ++layer) {
         const bool newest = m.windows[size_t(layer)] > 0;
-        if (!newest) bound(o, layer).run();
-        cache.keep(layer, newest ? nullptr : static_cast<const int32_t*>(o.at.at("keep")));
+        if (observe) {
+            if (!newest) run_policy("observe", cache.bucket(), layer);
+            continue;
+        }
+        cache.keep(layer, newest ? nullptr : static_cast<const int32_t*>(run_policy("commit", m.budget, layer).at.at("keep")));
     }
-    cache.committed();
+    observe ? cache.observed() : cache.committed();
     if (trace) {
         const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - start;
-        trace->push_back({m.name.c_str(), "commit", m.block, m.budget, took.count()});
+        trace->push_back({m.name.c_str(), observe ? "observe" : "commit", m.block, observe ? m.block : m.budget, took.count()});
     }
 }
 

@@ -43,6 +43,7 @@ struct Result {
     const float* logits = nullptr;   // [rows or 1, head rows]
     const int32_t* argmax = nullptr; // token ids
     const float* entropy = nullptr;  // nats, a draft's
+    const float* queries = nullptr;  // [width,L,H,d], where the policy reads them
     const float* top = nullptr;      // probabilities [rows,k], a draft's
     int top_k = 0;
 };
@@ -55,7 +56,7 @@ class State {
     Result call(const std::string& kind, int width, const int* tokens, int rows);
     // Count the first rows of the last call as filled; a commit must not wait beyond `commit_if_full`.
     void accept(int rows);
-    void commit_if_full();
+    void commit_if_full();  // and observe, where a block is full and the policy carries a score
     // Rows that a call may hold now: before a commit, and before the model's last position.
     int room() const;
 
@@ -66,6 +67,7 @@ class State {
 
   private:
     Call& bound(Model::Opened& opened, int layer = -1);
+    Model::Opened& run_policy(const std::string& kind, int bucket, int layer);
 
     Model& model_;
     Model::Opened* last_ = nullptr;

@@ -12,7 +12,7 @@ namespace edgespec {
 namespace {
 
 constexpr char MAGIC[8] = {'e', 'd', 'g', 'e', 's', 'n', 'a', 'p'};
-constexpr uint32_t VERSION = 1;
+constexpr uint32_t VERSION = 2;
 const char* const HINT = "use a snapshot that this bundle's session wrote";
 
 // magic, version, bundle, tokens; then for target and draft: count, position, floats; then all tokens, all floats; a checksum.
@@ -50,7 +50,7 @@ Header::Part part(const State& state, std::vector<float>& floats) {
 void check(const Header::Part& p, const State& state, uint32_t tokens, const std::string& path) {
     const ModelEntry& m = state.entry();
     const bool filled = p.count == p.position || (m.policy != "none" && p.position > p.count && p.count >= uint32_t(m.budget));
-    if (p.position > tokens || p.count > uint32_t(m.slots()) || !filled || p.floats != uint64_t(state.cache.row_floats()) * p.count)
+    if (p.position > tokens || p.count > uint32_t(m.slots()) || !filled || p.floats != uint64_t(state.cache.saved_floats(int(p.count))))
         throw Error(path + " is damaged: its sizes make no sense", HINT);
 }
 

@@ -33,11 +33,13 @@ nlohmann::json measure(Model& target, Model* draft, int runs, int threads, const
     std::vector<CallRecord> calls;
     for (State* state : {&of_target, draft ? &*of_draft : nullptr}) {
         if (!state) continue;
-        const int filled = std::min(state->entry().budget / 4, state->room() - 1), block = state->entry().widths("prefill").back();
+        const int filled = std::min(state->entry().budget / 4, state->entry().positions - 1), block = state->entry().widths("prefill").back();
         const std::vector<int> tokens(size_t(block), 1);
-        for (int left = filled; left > 0; left -= std::min(left, block)) {
-            state->call("prefill", block, tokens.data(), std::min(left, block));
-            state->accept(std::min(left, block));
+        for (int left = filled, rows; left > 0; left -= rows) {
+            rows = std::min({left, block, state->room()});
+            state->call("prefill", block, tokens.data(), rows);
+            state->accept(rows);
+            state->commit_if_full();
         }
         state->trace = &calls;
     }

@@ -29,10 +29,14 @@ Run absorb(Model& model, const GraphSpec& graph, const std::vector<int>& tokens)
             const float* from = r.logits + int64_t(last_only ? 0 : i) * m.head_rows;
             out.logits[size_t(done + i)].assign(from, from + m.head_rows);
         }
+        if (r.queries) out.rows.insert(out.rows.end(), r.queries, r.queries + int64_t(rows) * m.layers * m.heads * m.head_dim);
         state.accept(rows);
+        state.commit_if_full();
         done += rows;
     }
-    state.cache.save(out.rows);
+    std::vector<float> filled;
+    state.cache.save(filled);
+    out.rows.insert(out.rows.end(), filled.begin(), filled.end());
     return out;
 }
 
@@ -49,7 +53,7 @@ std::string width_difference(Model& model) {
     for (int& token : tokens) token = std::min(int(random.uniform() * m.vocab), m.vocab - 1);
     std::vector<const GraphSpec*> graphs;
     for (const GraphSpec& g : m.graphs)
-        if (g.kind != "commit") graphs.push_back(&g);
+        if (g.kind != "commit" && g.kind != "observe") graphs.push_back(&g);
     std::sort(graphs.begin(), graphs.end(), [](auto* a, auto* b) { return std::make_pair(a->bucket, a->width) < std::make_pair(b->bucket, b->width); });
     Run first;
     for (const GraphSpec* g : graphs) {

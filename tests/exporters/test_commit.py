@@ -11,8 +11,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from edgespec.exporters.commit import commit_graph, keep
-from edgespec.exporters.scores import SCORES
+from edgespec.exporters.commit import keep, policy_graph
+from edgespec.exporters.scores import SCORES, Layer
 from edgespec.spec import CacheSpec, ModelSpec
 from tests.helpers.oracle import keydiff_scores, survivors
 
@@ -48,11 +48,16 @@ def random_keys(rows: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy((keys * noise.lognormal(0, 1, (KV, rows, 1))).astype(np.float32))
 
 
+def eager(keys: torch.Tensor, what: CacheSpec) -> torch.Tensor:
+    """The same rule run on tensors: keep [KV,N]."""
+    return keep(Layer(keys, what.slots), what)
+
+
 class Graph:
     """A commit graph on ONNX Runtime over one layer's filled rows; what lies beyond them is garbage."""
 
     def __init__(self, what: CacheSpec, folder: Path) -> None:
-        model, self.spec = commit_graph(SPEC, what, "commit.onnx")
+        model, self.spec = policy_graph("commit", SPEC, what, "commit.onnx")
         ir.save(model, folder / "commit.onnx")
         self.path, self.what = folder / "commit.onnx", what
         self.session = ort.InferenceSession(self.path, providers=["CPUExecutionProvider"])
@@ -99,7 +104,7 @@ def test_graph_and_eager_code_keep_what_the_equation_keeps(graph: Graph) -> None
         decided += 1
         kept, *rows = graph(keys, values)
         assert kept.dtype == np.int32 and kept.tolist() == places
-        assert keep(keys, what).tolist() == places
+        assert eager(keys, what).tolist() == places
         for part, got in zip((keys, values), rows, strict=what.contract == "rows"):
             assert np.array_equal(got[0], np.stack([part[h, places[h]].numpy() for h in range(KV)]))
     assert decided >= 5
@@ -129,7 +134,7 @@ def test_ties_keep_a_best_set_the_same_at_every_run(graph: Graph) -> None:
     assert np.array_equal(kept, graph(keys, keys)[0])
     places, _ = wanted(what, keys)
     scores = keydiff_scores(keys) if what.policy == "keydiff" else torch.arange(what.slots).expand(KV, -1)
-    for chosen in (kept.tolist(), keep(keys, what).tolist()):
+    for chosen in (kept.tolist(), eager(keys, what).tolist()):
         for head, row in enumerate(chosen):
             assert row == sorted(set(row)) and len(row) == what.budget
             got, best = (sorted(scores[head, p].tolist()) for p in (row, places[head]))
@@ -164,7 +169,7 @@ def test_the_anchor_is_the_mean_of_directions_not_of_keys() -> None:
     keys[..., 0] += 1  # the common direction
     keys[0, 7] = 0
     keys[0, 7, 1] = 1000.0  # unlike all others, and very long: the mean of raw keys would point at it
-    kept = keep(keys, CacheSpec("append", 4, 16, "keydiff", 0, 0, (4,), 4))[0].tolist()
+    kept = eager(keys, CacheSpec("append", 4, 16, "keydiff", 0, 0, (4,), 4))[0].tolist()
     assert 7 in kept
     raw = keys.mean(1, keepdim=True)
     worst = torch.nn.functional.cosine_similarity(keys, raw, dim=-1)[0].argmax()
@@ -174,8 +179,8 @@ def test_the_anchor_is_the_mean_of_directions_not_of_keys() -> None:
 def test_the_long_keys_of_real_models_are_ranked_in_fp16() -> None:
     """A key of length 300 squares to 90,000, past fp16's range."""
     keys = torch.nn.functional.normalize(random_keys(24), dim=-1) * 300
-    half = SCORES["keydiff"](keys.half()).float()
-    assert torch.allclose(half, SCORES["keydiff"](keys), atol=5e-3)
+    half = SCORES["keydiff"](Layer(keys.half(), 24)).float()
+    assert torch.allclose(half, SCORES["keydiff"](Layer(keys, 24)), atol=5e-3)
 
 
 def test_scores_do_not_depend_on_the_length_of_keys() -> None:
@@ -183,4 +188,4 @@ def test_scores_do_not_depend_on_the_length_of_keys() -> None:
     what = CacheSpec("append", 16, 8, "keydiff", 0, 0, (16,), 8)
     lengths = torch.rand(KV, 24, 1, generator=torch.Generator().manual_seed(0)) * 10 + 0.1
     assert wanted(what, keys)[1] > 1e-5
-    assert torch.equal(keep(keys, what), keep(keys * lengths, what))
+    assert torch.equal(eager(keys, what), eager(keys * lengths, what))

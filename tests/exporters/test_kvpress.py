@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgespec.exporters.commit import commit_graph, keep
+from edgespec.exporters.commit import keep, policy_graph
+from edgespec.exporters.scores import Layer
 from edgespec.spec import CacheSpec, ModelSpec
 from tests.helpers.oracle import keydiff_scores, survivors
 
@@ -69,7 +70,7 @@ def exported(case: Case, contract: str, folder: Path) -> Choose:
     """The commit graph on ONNX Runtime; what its buffers hold past the filled rows is garbage."""
     _, heads, _, dim = case.keys.shape
     spec = ModelSpec("tiny", 1, heads * dim, heads, heads, dim, 288, 512, False, (0,))
-    model, graph = commit_graph(spec, case.cache(contract), "commit.onnx")
+    model, graph = policy_graph("commit", spec, case.cache(contract), "commit.onnx")
     ir.save(model, folder / "commit.onnx")
     session = ort.InferenceSession(folder / "commit.onnx", providers=["CPUExecutionProvider"])
 
@@ -97,7 +98,7 @@ def test_the_commit_graph_keeps_what_kvpress_keeps(model: str, contract: str, tm
 
 def test_the_eager_commit_and_the_oracle_keep_what_kvpress_keeps(case: Case) -> None:
     what = case.cache("append")
-    assert np.array_equal(case.all_fed(lambda keys: keep(keys, what)), case.kept)
+    assert np.array_equal(case.all_fed(lambda keys: keep(Layer(keys, what.slots), what)), case.kept)
     assert np.array_equal(case.all_fed(best(keydiff_scores, case.budget)), case.kept)
 
 

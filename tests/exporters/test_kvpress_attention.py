@@ -11,50 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgespec.exporters.scores import H2O, Layer, SnapKV, Tova, attention
 from tests.helpers.oracle import survivors
 
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).parent / "golden"
 MODELS = ("smollm2", "llama-mha", "qwen2-gqa", "qwen3-mqa")
 NEAR = 2e-6  # both are fp32 softmaxes over at most 48 rows
-
-
-# ---- The functions compared, from the papers ----
-
-
-def attention(keys: Tensor, queries: Tensor, softcap: float = 0.0) -> Tensor:
-    """keys [KV,M,d], scaled queries [W,H,d] of the last W slots -> causal softmax [H,W,M]."""
-    assert not softcap
-    k, q = keys.double().numpy(), queries.double().numpy()
-    width, heads, slots = len(q), q.shape[1], k.shape[1]
-    k = np.repeat(k, heads // len(k), 0)
-    logits = np.einsum("whd,hmd->hwm", q, k)
-    seen = np.arange(slots) <= np.arange(slots - width, slots)[:, None]
-    weights = np.exp(np.where(seen, logits - logits.max(-1, keepdims=True), -np.inf))
-    return torch.from_numpy(weights / weights.sum(-1, keepdims=True))
-
-
-def tova(weights: Tensor) -> Tensor:
-    """TOVA (arXiv 2401.06104): the last query's row. [H,W,M] -> [H,M]."""
-    return weights[:, -1]
-
-
-def snapkv(weights: Tensor, window: int) -> Tensor:
-    """SnapKV (arXiv 2404.14469) without pooling: the mean over the last w queries. [H,W,M] -> [H,M]."""
-    return weights[:, -window:].mean(1)
-
-
-def h2o(weights: Tensor, carried: Tensor) -> Tensor:
-    """H2O (arXiv 2306.14048): the sum over the queries, on top of what rows carry. [H,W,M] -> [H,M]."""
-    return weights.sum(1) + carried
-
-
-def grouped(scores: Tensor, kv_heads: int) -> Tensor:
-    """The mean over each key-value head's queries. [H,M] -> [KV,M]."""
-    return scores.unflatten(0, (kv_heads, -1)).mean(1)
-
-
-# ---- The comparison ----
 
 
 class Case:
@@ -69,9 +32,14 @@ class Case:
             self.budget, self.window = int(file["budget"]), int(file["window"])
         self.kv_heads, self.slots = self.keys.shape[:2]
 
-    def weights(self, width: int) -> Tensor:
-        """Of the last `width` queries."""
-        return attention(self.keys, self.queries[-width:], 0.0)
+    def layer(self, width: int, carried: Tensor | None = None) -> Layer:
+        """What a commit sees, with the last `width` queries."""
+        return Layer(self.keys, self.slots, queries=self.queries[-width:], carried=carried)
+
+    def observed(self, width: int) -> Tensor:
+        """What H2O carries of the last `width` queries, from nothing: [KV,M], the mean over each group."""
+        heads = self.queries.shape[1]
+        return H2O().observe(self.layer(width, torch.zeros(heads, self.slots))).mean(1)
 
     def sets(self, scores: Tensor, recent: int) -> list[list[int]]:
         return [survivors(row, self.budget, 0, recent)[0] for row in scores.tolist()]
@@ -89,7 +57,7 @@ def test_snapkv_is_kvpress_without_its_pooling(case: Case) -> None:
 
     kvpress's default pools over 5 neighbours (kernel_size); the golden files are made with 1.
     """
-    scores = grouped(snapkv(case.weights(case.window + 3), case.window), case.kv_heads)
+    scores = SnapKV()(case.layer(case.window))
     np.testing.assert_allclose(scores[:, : -case.window], case.theirs["snapkv"], atol=NEAR)
     assert case.sets(scores, case.window) == case.kept["snapkv"].tolist()
 
@@ -100,7 +68,7 @@ def test_tova_is_kvpress_before_it_averages_over_all_heads(case: Case) -> None:
     So the mean of ours over the key-value heads is theirs, and with recent = 1 (it protects the last row)
     that mean keeps its set; with one key-value head both are the same.
     """
-    ours = grouped(tova(case.weights(5)), case.kv_heads)
+    ours = Tova()(case.layer(1))
     np.testing.assert_allclose(ours.mean(0)[:-1], case.theirs["tova"], atol=NEAR)
     assert case.sets(ours.mean(0, keepdim=True).expand_as(ours), 1) == case.kept["tova"].tolist()
     if case.kv_heads == 1:
@@ -112,7 +80,7 @@ def test_tova_of_each_head_is_another_choice_than_kvpress_makes() -> None:
     """With several key-value heads the two must not be taken for the same."""
     for model in MODELS[:3]:
         case = Case(model, 0)
-        ours = grouped(tova(case.weights(1)), case.kv_heads)
+        ours = Tova()(case.layer(1))
         assert case.sets(ours, 1) != case.kept["tova"].tolist()
 
 
@@ -123,8 +91,7 @@ def observed(total: Tensor) -> Tensor:
 
 def test_h2o_over_every_query_is_kvpress_times_the_queries_that_saw_the_row(case: Case) -> None:
     """ObservedAttentionPress divides row j's sum by M - j and looks at all M queries at once."""
-    zeros = torch.zeros(case.queries.shape[1], case.slots)
-    scores = grouped(h2o(case.weights(case.slots), zeros), case.kv_heads)
+    scores = case.observed(case.slots)
     np.testing.assert_allclose(observed(scores), case.theirs["observed"], atol=NEAR)
     assert case.sets(observed(scores), 0) == case.kept["observed"].tolist()
     np.testing.assert_allclose(scores.sum(-1), case.slots, rtol=1e-6)  # each query gives 1
@@ -133,37 +100,39 @@ def test_h2o_over_every_query_is_kvpress_times_the_queries_that_saw_the_row(case
 def test_h2o_carried_over_blocks_is_the_same_sum(case: Case) -> None:
     """Where nothing is evicted between them, queries may come block by block: each row carries its sum."""
     block, heads = case.slots // 4, case.queries.shape[1]
-    carried = torch.zeros(heads, 0)
+    carried = torch.zeros(heads, case.slots)
     for end in range(block, case.slots + 1, block):
-        weights = attention(case.keys[:, :end], case.queries[end - block : end], 0.0)
-        carried = h2o(weights, torch.cat([carried, torch.zeros(heads, block)], 1))
-    np.testing.assert_allclose(observed(grouped(carried, case.kv_heads)), case.theirs["observed"], atol=NEAR)
+        part = Layer(case.keys, torch.tensor([end]), queries=case.queries[end - block : end], carried=carried)
+        carried = H2O().observe(part).flatten(0, 1)
+        assert not carried[:, end:].any()
+    total = Layer(case.keys, case.slots, carried=carried).grouped(carried).mean(1)
+    np.testing.assert_allclose(observed(total), case.theirs["observed"], atol=NEAR)
 
 
 def test_h2o_of_the_last_block_alone_is_another_choice_than_kvpress_makes(case: Case) -> None:
     """A first commit knows the last B queries only, and a plain sum prefers old rows."""
-    zeros = torch.zeros(case.queries.shape[1], case.slots)
     for width in (case.slots - case.budget, case.slots):
-        scores = grouped(h2o(case.weights(width), zeros), case.kv_heads)
-        assert case.sets(scores, 0) != case.kept["observed"].tolist()
+        assert case.sets(case.observed(width), 0) != case.kept["observed"].tolist()
 
 
 def test_kvpress_tells_wrong_weights_apart(case: Case) -> None:
     """So that the tests above can fail: the scale, the mask, the window, the grouping of heads."""
-    right, window = case.weights(case.window), case.window
+    window, kv = case.window, case.kv_heads
+    layer = lambda queries: Layer(case.keys, case.slots, queries=queries)  # noqa: E731
+    right = attention(layer(case.queries[-window:]))
     unmasked = torch.einsum(
         "whd,hmd->hwm",
         case.queries[-window:],
         case.keys.repeat_interleave(case.queries.shape[1] // case.kv_heads, 0),
     )
     wrong = {
-        "scale": attention(case.keys, case.queries[-window:] * 2, 0.0),
-        "mask": unmasked.softmax(-1),
-        "window": right[:, 1:],
+        "scale": attention(layer(case.queries[-window:] * 2)),
+        "mask": unmasked.softmax(-1).unflatten(0, (kv, -1)),
+        "window": right[:, :, 1:],
     }
     if 1 < case.kv_heads < case.queries.shape[1]:
         shuffled = case.queries.unflatten(1, (case.kv_heads, -1)).transpose(1, 2).flatten(1, 2)
-        wrong["grouping"] = attention(case.keys, shuffled[-window:], 0.0)
+        wrong["grouping"] = attention(layer(shuffled[-window:]))
     for what, weights in wrong.items():
-        scores = grouped(weights.mean(1), case.kv_heads)[:, :-window]
+        scores = weights.mean(2).mean(1)[:, :-window]
         assert np.abs(scores.numpy() - case.theirs["snapkv"]).max() > 100 * NEAR, what

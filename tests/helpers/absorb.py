@@ -13,6 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from edgespec.runtime.engine import Engine
+from edgespec.spec import STEPS
 from tests.helpers.oracle import keydiff_scores, survivors
 
 
@@ -63,7 +64,7 @@ def end(engine: Engine, text: list[int], margin: float = float("inf")) -> End:
 
 def kinds(engine: Engine) -> list[tuple[str, int]]:
     """The engine's step graphs, narrowest first."""
-    return sorted({(g.kind, g.width) for g in engine.entry.graphs if g.kind != "commit"}, key=lambda g: g[1])
+    return sorted({(g.kind, g.width) for g in engine.entry.graphs if g.kind in STEPS}, key=lambda g: g[1])
 
 
 def gap(logits: np.ndarray) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgespec.bundle import Bundle, creating, open_bundle
+from edgespec.bundle import SCHEMA, Bundle, creating, open_bundle
 from edgespec.spec import (
     CacheSpec,
     GraphSpec,
@@ -59,7 +59,7 @@ def manifest(device: str = "cpu") -> Manifest:
     contract = "append" if device == "cpu" else "rows"
     models = (model_entry("target", contract), model_entry("draft", contract))
     tokenizer = TokenizerEntry("tokenizer.json", "", (2, 3), 1)
-    return Manifest(1, device, models, tokenizer, {}, {"edgespec": "0.1.0"})
+    return Manifest(SCHEMA, device, models, tokenizer, {}, {"edgespec": "0.1.0"})
 
 
 def fill(folder: Path, what: Manifest) -> None:

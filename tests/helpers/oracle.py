@@ -52,6 +52,63 @@ def survivors(scores: Sequence[float], budget: int, sinks: int, recent: int) -> 
     return sorted(protected + others[:free]), float(gap)
 
 
+def without(share: Tensor, values: Tensor, gone: Sequence[int]) -> Tensor:
+    """A head's attention output [d] with the rows `gone` really removed: the rest's shares sum to 1 again."""
+    left = share.double().clone()
+    left[list(gone)] = 0
+    return left / left.sum() @ values.double()
+
+
+def removal_scores(share: Tensor, values: Tensor) -> Tensor:
+    """What removing each row does to the outputs of a group, summed over its heads: [G,M], [M,d] -> [M]."""
+    change = torch.zeros(share.shape[1], dtype=torch.float64)
+    for head in share:
+        whole = head.double() @ values.double()
+        for j in range(len(change)):
+            change[j] += (without(head, values, [j]) - whole).norm()
+    return change
+
+
+def mean_value_scores(share: Tensor, values: Tensor) -> Tensor:
+    """FastCAOTE: as if the output were the mean value. [G,M], [M,d] -> [M]."""
+    far = (values.double() - values.double().mean(0)).norm(dim=-1)
+    return sum((head / (1 - head) * far for head in share.double()), torch.zeros(len(far)))
+
+
+@dataclass
+class Attended:
+    """What a layer's queries looked at, from the attention weights that Transformers computed.
+
+    `rows` of the queries since the last commit [H,n]; over all queries the `total` weight [H,n] of every row
+    held, and the number of the query that last gave it the even share (`last` [KV,n]).
+    """
+
+    rows: list[Tensor] = field(default_factory=list)
+    total: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64))
+    last: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.long))
+    queries: int = 0
+
+    def take(self, weights: Tensor, kv: int) -> None:
+        """One query's weights [H,n], n the rows that it saw, its own the last."""
+        weights = weights.double()
+        heads, n = weights.shape
+        self.rows.append(weights)
+        old = F.pad(self.total, (0, n - self.total.shape[1])) if self.queries else torch.zeros(heads, n)
+        self.total = old + weights
+        seen = weights.view(kv, heads // kv, n).amax(1) >= 1 / n
+        seen[:, -1] = True
+        last = F.pad(self.last, (0, n - self.last.shape[1])) if self.queries else torch.zeros(kv, n).long()
+        self.last = torch.where(seen, self.queries, last)
+        self.queries += 1
+
+    def keep(self, places: list[list[int]]) -> None:
+        """Only these places [KV][N] of the rows stay."""
+        group = self.total.shape[0] // len(places)
+        self.total = torch.stack([row[places[h // group]] for h, row in enumerate(self.total)])
+        self.last = torch.stack([row[places[h]] for h, row in enumerate(self.last)])
+        self.rows = []
+
+
 @dataclass
 class Layer:
     """One layer's rows in order of position: keys and values [KV,n,d], positions [KV,n]."""
@@ -76,11 +133,13 @@ class EvictingModel:
     policy: str
     sinks: int = 0
     recent: int = 0
+    window: int = 4
     position: int = 0
     commits: int = 0
     narrowest: float = float("inf")
     choices: list[list[list[int]]] = field(default_factory=list)
     layers: list[Layer] = field(default_factory=list)
+    attended: list[Attended] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -105,15 +164,26 @@ class EvictingModel:
         kinds = getattr(config, "layer_types", None)
         mask: Any = masks[0] if kinds is None else dict(zip(kinds, masks, strict=True))
         with torch.no_grad():
-            logits = self.model(
+            made = self.model(
                 input_ids=torch.tensor([tokens]),
                 position_ids=places[None],
                 past_key_values=cache,
                 attention_mask=mask,
                 use_cache=True,
-            ).logits[0]
+                output_attentions=self.watches,
+            )
+        if self.watches:
+            self.attended = self.attended or [Attended() for _ in made.attentions]
+            for attended, weights in zip(self.attended, made.attentions, strict=True):
+                for row in range(len(tokens)):
+                    attended.take(weights[0, :, row, : self.count + row + 1], cache.layers[0].keys.shape[1])
         self._take(cache, places)
-        return logits
+        return made.logits[0]
+
+    @property
+    def watches(self) -> bool:
+        """The policy reads attention."""
+        return self.policy not in ("none", "sinks", "keydiff")
 
     def _mask(self, layer: int, places: Tensor, window: int) -> Tensor:
         """0 where a row of this call sees a held or new row, a huge negative elsewhere: [1,1,S,n+S]."""
@@ -136,22 +206,46 @@ class EvictingModel:
         if self.count == self.budget + self.block and self.policy != "none":
             self.commits += 1
             windows = layer_windows(self.model.config)
-            self.layers = [self._evict(layer, w) for layer, w in zip(fresh, windows, strict=True)]
+            self.layers = [
+                self._evict(i, layer, w) for i, (layer, w) in enumerate(zip(fresh, windows, strict=True))
+            ]
 
-    def _evict(self, layer: Layer, window: int) -> Layer:
+    def _evict(self, index: int, layer: Layer, window: int) -> Layer:
         """The layer after a commit; a sliding-window layer keeps its newest rows whatever the policy."""
         if window:
+            if self.watches:
+                self.attended[index].keep([list(range(self.block, layer.keys.shape[1]))] * len(layer.keys))
             return Layer(*(t[:, self.block :] for t in (layer.keys, layer.values, layer.positions)))
         kept = []
-        for scores in self._scores(layer):
+        for scores in self._scores(index, layer):
             places, gap = survivors(scores, self.budget, self.sinks, self.recent)
             kept.append(places)
             self.narrowest = min(self.narrowest, gap)
         self.choices.append(kept)
+        if self.watches:
+            self.attended[index].keep(kept)
         pick = lambda t: torch.stack([t[h, places] for h, places in enumerate(kept)])  # noqa: E731
         return Layer(pick(layer.keys), pick(layer.values), pick(layer.positions))
 
-    def _scores(self, layer: Layer) -> list[list[float]]:
+    def _scores(self, index: int, layer: Layer) -> list[list[float]]:
         if self.policy == "sinks":
             return layer.positions.tolist()
-        return keydiff_scores(layer.keys).tolist()
+        if self.policy == "keydiff":
+            return keydiff_scores(layer.keys).tolist()
+        attended, kv = self.attended[index], len(layer.keys)
+        if self.policy == "lru":
+            return (attended.last + torch.arange(attended.last.shape[1]) / 1e3).tolist()
+        over, _, base = self.policy.rpartition("(")
+        share = self._share(base.removesuffix(")"), attended).unflatten(0, (kv, -1))
+        if not over:
+            return share.mean(1).tolist()
+        score = removal_scores if over == "caote" else mean_value_scores
+        return [score(share[h], layer.values[h]).tolist() for h in range(kv)]
+
+    def _share(self, base: str, attended: Attended) -> Tensor:
+        """A base's attention over the rows held, summing to 1: [H,M]."""
+        slots = self.budget + self.block
+        if base == "h2o":
+            return attended.total / attended.total.sum(-1, keepdim=True)
+        rows = attended.rows[-(1 if base == "tova" else self.window) :]
+        return torch.stack([F.pad(row, (0, slots - row.shape[1])) for row in rows]).mean(0)

@@ -104,7 +104,7 @@ def _program(key: str, *what: Any) -> Any:
 
 
 WAITING: list[Any] = []
-_commit_graph = functools.cache(assemble.commit_graph)
+_policy_graphs = functools.cache(assemble.policy_graphs)
 
 
 def export_tiny(
@@ -128,7 +128,7 @@ def export_tiny(
     folder.mkdir(parents=True, exist_ok=True)
     with (
         mock.patch.object(assemble, "build_program", traced),
-        mock.patch.object(assemble, "commit_graph", _commit_graph),
+        mock.patch.object(assemble, "policy_graphs", _policy_graphs),
     ):
         entry, _ = assemble.export_model(work, folder, Progress(quiet=True))
     return Engine(folder, entry, threads=1)
