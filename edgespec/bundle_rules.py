@@ -158,7 +158,7 @@ def _check_policy_graph(graph: GraphSpec, model: ModelEntry, where: str) -> None
         raise _fault(f"{where}.width", f"is {graph.width}, not the block {model.cache.block}")
     if graph.kind == "commit" and graph.bucket != model.cache.budget:
         raise _fault(f"{where}.bucket", f"is {graph.bucket}, not the budget {model.cache.budget}")
-    reads = {tensor.name for tensor in graph.inputs}
+    reads = {"keys", *(tensor.name for tensor in graph.inputs)}
     inputs = policy_inputs(graph.kind, reads, model.spec, model.cache, graph.bucket)
     _same(graph.inputs, inputs, f"{where}.inputs")
     _same(graph.outputs, policy_outputs(graph.kind, reads, model.spec, model.cache), f"{where}.outputs")

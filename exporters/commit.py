@@ -70,6 +70,8 @@ class Policy(nn.Module):
         end: int | Tensor = given.get("count", cache.slots)
         parts = {part: given[part][0, :, : cache.slots] for part in ("keys", "values") if part in given}
         queries, carried = given.get("queries"), given.get("carried")
+        if carried is not None:  # a smaller bucket's buffers have fewer rows than it has places
+            carried = carried[:, : parts["keys"].shape[1]]
         layer = observed(
             Layer(**parts, end=end, queries=queries, carried=carried, softcap=self.softcap), cache
         )

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from edgespec.exporters.checkpoint import Checkpoint
+from edgespec.policy import queries
 from edgespec.runtime.engine import Engine
 from edgespec.spec import CacheSpec
 from tests.helpers import tiny
@@ -38,10 +39,18 @@ CACHES: dict[str, tuple[int, int, str, int, int, tuple[int, ...]]] = {
     "sinks": (12, 4, "sinks", 2, 0, (12,)),
     "buckets": (24, 8, "keydiff", 2, 3, (8, 16, 24)),
 }
+CLOSE = [("llama", name) for name in CACHES] + [("gemma3", "keydiff"), ("qwen3", "sinks")]
+CACHES |= {  # what a policy stores beside rows: queries of the block, a score carried from block to block
+    "snapkv": (20, 6, "snapkv", 1, 2, (20,)),
+    "h2o buckets": (24, 8, "h2o", 2, 3, (8, 16, 24)),
+    "caote": (16, 8, "caote(h2o)", 1, 2, (16,)),
+    "fastcaote": (16, 8, "fastcaote(tova)", 1, 2, (16,)),
+    "lru": (12, 4, "lru", 1, 2, (12,)),
+}
 BITWISE = [("llama", "int8", name) for name in CACHES]
 BITWISE += [("llama", "int4", "keydiff"), ("llama", "fp32", "keydiff"), ("llama", "fp16", "keydiff")]
 BITWISE += [("gemma3", "int8", "keydiff"), ("gemma2", "int4", "buckets"), ("qwen3", "int8", "small block")]
-CLOSE = [("llama", name) for name in CACHES] + [("gemma3", "keydiff"), ("qwen3", "sinks")]
+BITWISE += [("gemma2", "int8", "h2o buckets")]
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +62,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
 
 def exported(source: Checkpoint, contract: str, form: str, which: str, folder: Path, **job: Any) -> Engine:
     budget, block, policy, sinks, recent, buckets = CACHES[which]
-    cache = CacheSpec(contract, budget, block, policy, sinks, recent, buckets, block)
+    seen = queries(policy, block, 3)
+    cache = CacheSpec(contract, budget, block, policy, sinks, recent, buckets, block, seen)
     widths = tuple(w for w in (2, 3, 8) if w <= block)
     precision = dict.fromkeys(("linear", "head", "embedding"), form)
     return tiny.export_tiny(source, cache, folder, widths, precision=precision, **job)

@@ -11,6 +11,7 @@ import pytest
 
 from edgespec.config import CheckConfig, ExportConfig, GenerateConfig, add_flags, from_values
 from edgespec.errors import InputError
+from edgespec.policy import NAMES
 from tests.helpers.bundles import make
 
 
@@ -54,7 +55,14 @@ REFUSED = [
         "sinks 1000 + recent 32 protect more rows than the budget 1024 keeps",
         "use --budget 1032 or more, or protect fewer rows",
     ),
-    ({"policy": "lru"}, "unknown policy 'lru'", "use one of: none, sinks, keydiff"),
+    ({"policy": "mru"}, "unknown policy 'mru'", f"use one of: {', '.join(NAMES)}"),
+    ({"policy": "caote(mru)"}, "unknown base 'mru' of caote", f"use one of: {', '.join(NAMES)}"),
+    (
+        {"policy": "h2o", "budget": 1000},
+        "h2o scores every block, and budget 1000 is not a multiple of block 128",
+        "use --budget 896, or another --policy",
+    ),
+    ({"window": 129}, "window 129 is not 1 to 128", "use another --window"),
     ({"device": "gpu"}, "unknown device 'gpu'", "use one of: cpu, npu"),
     ({"format": "tflite"}, "unknown format 'tflite'", "use one of: onnx"),
     ({"weights": "int2"}, "unknown weights 'int2'", "use one of: int4, int8, fp16, fp32"),

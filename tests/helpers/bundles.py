@@ -11,8 +11,9 @@ from edgespec.spec import (
     Manifest,
     ModelEntry,
     ModelSpec,
-    TensorSpec,
     TokenizerEntry,
+    policy_inputs,
+    policy_outputs,
     step_inputs,
     step_outputs,
 )
@@ -37,9 +38,10 @@ def step_graph(
 
 
 def commit_graph(model: ModelSpec, cache: CacheSpec, bucket: int, name: str) -> GraphSpec:
-    keys = TensorSpec("keys", "float32", (1, model.kv_heads, cache.rows(bucket), model.head_dim))
-    keep = TensorSpec("keep", "int32", (model.kv_heads, bucket))
-    return GraphSpec(f"graphs/{name}_commit_{bucket}.onnx", "commit", cache.block, bucket, (keys,), (keep,))
+    reads = ("keys", "values") if cache.contract == "rows" else ("keys",)
+    inputs = policy_inputs("commit", reads, model, cache, bucket)
+    outputs = policy_outputs("commit", reads, model, cache)
+    return GraphSpec(f"graphs/{name}_commit_{bucket}.onnx", "commit", cache.block, bucket, inputs, outputs)
 
 
 def model_entry(name: str, contract: str = "append") -> ModelEntry:

@@ -30,7 +30,7 @@ class FakeCall : public Call {
             for (const Buffer& b : *list) at_[b.spec->name] = b.data;
     }
 
-    void run() override { spec_.kind == "commit" ? commit() : step(); }
+    void run() override { spec_.kind == "commit" ? commit() : spec_.kind == "observe" ? observe(*get<int32_t>("count")) : step(); }
 
   private:
     template <typename T> T* get(const char* name) { return static_cast<T*>(at_.at(name)); }
@@ -46,6 +46,7 @@ class FakeCall : public Call {
         const int only = spec_.kind == "prefill" ? *get<int32_t>("row") : -1;
         for (int r = 0; r < spec_.width; ++r) {
             fresh[r] = float((position + r) * 64 + tokens[r]);  // a row is its position and token
+            if (at_.count("new_queries")) get<float>("new_queries")[r] = fresh[r] + 0.5f;
             uint64_t state = 0;
             for (int i = 0; i < count; ++i) state = mix(state, uint64_t(keys[i]));
             for (int i = 0; i <= r; ++i) state = mix(state, uint64_t(fresh[i]));
@@ -80,13 +81,32 @@ class FakeCall : public Call {
         get<float>("top_probabilities")[row] = float(std::exp(double(out[best])) / total);
     }
 
+    // What the stored queries of the rows before `end` give to a row that they saw: their own rows and order count.
+    float given(int slot, int end) {
+        float sum = 0;
+        for (int r = 0; r < m_.queries; ++r)
+            if (slot <= end - m_.queries + r) sum += float(mix(uint64_t(get<float>("keys")[slot]), uint64_t(2 * get<float>("queries")[r]) + 7 * uint64_t(r)) % 1024);
+        return sum;
+    }
+
+    void observe(int end) {
+        for (int i = 0; i < m_.slots(); ++i) get<float>("new_carried")[i] = i < end ? get<float>("carried")[i] + given(i, end) : 0;
+    }
+
     void commit() {
-        const float* keys = get<float>("keys");
-        std::vector<int32_t> order(size_t(m_.slots()));
-        for (int i = 0; i < m_.slots(); ++i) order[size_t(i)] = i;
-        std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return mix(uint64_t(keys[a]), 3) > mix(uint64_t(keys[b]), 3); });
+        const int slots = m_.slots();
+        std::vector<float> score(size_t(slots), 0);
+        for (int i = 0; i < slots; ++i) score[size_t(i)] = m_.queries ? given(i, slots) : float(mix(uint64_t(get<float>("keys")[i]), 3) % 65536);
+        if (m_.carries) {
+            observe(slots);
+            std::copy_n(get<float>("new_carried"), slots, score.begin());
+        }
+        std::vector<int32_t> order(size_t(slots), 0);
+        for (int i = 0; i < slots; ++i) order[size_t(i)] = i;
+        std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return score[size_t(a)] > score[size_t(b)]; });
         std::sort(order.begin(), order.begin() + m_.budget);
         std::copy(order.begin(), order.begin() + m_.budget, get<int32_t>("keep"));
+        for (int i = 0; m_.carries && i < slots; ++i) get<float>("new_carried")[i] = i < m_.budget ? score[size_t(order[size_t(i)])] : 0;
     }
 
     const ModelEntry& m_;
@@ -125,7 +145,8 @@ class FakeBackend : public Backend {
 inline ModelEntry fake_model(const std::string& name, const std::string& contract, const std::string& policy, int budget, int block, std::vector<int> buckets = {}) {
     ModelEntry m;
     m.name = name, m.contract = contract, m.policy = policy, m.budget = budget, m.block = block;
-    m.layers = m.kv_heads = m.head_dim = 1, m.vocab = m.head_rows = 12, m.positions = 400, m.windows = {0}, m.widths_agree = true, m.bytes_weights = 10;
+    m.queries = policy == "h2o" ? block : policy == "snapkv" ? std::min(3, block) : 0, m.carries = policy == "h2o";
+    m.layers = m.heads = m.kv_heads = m.head_dim = 1, m.vocab = m.head_rows = 12, m.positions = 400, m.windows = {0}, m.widths_agree = true, m.bytes_weights = 10;
     m.buckets = buckets.empty() ? std::vector<int>{budget} : buckets;
     if (name == "draft") m.head_ids = {0, 1, 2, 3, 5, 6, 7, 8, 9, 11}, m.head_rows = 10, m.bytes_weights = 1;
     const auto f = Type::float32, i = Type::int32;
@@ -141,9 +162,17 @@ inline ModelEntry fake_model(const std::string& name, const std::string& contrac
             g.outputs = {{"logits", f, {1, n, m.head_rows}}, {"argmax", i, {1, n}}};
             if (kind == "draft") g.outputs.insert(g.outputs.end(), {{"entropy", f, {1, n}}, {"top_probabilities", f, {1, n, 1}}});
             if (contract == "rows") g.outputs.insert(g.outputs.end(), {{"new_keys", f, {1, 1, w, 1}}, {"new_values", f, {1, 1, w, 1}}});
+            if (m.queries) g.outputs.push_back({"new_queries", f, {w, 1, 1, 1}});
             m.graphs.push_back(g);
         }
-    if (policy != "none") m.graphs.push_back({"commit", "commit", block, budget, {{"keys", f, {1, 1, budget + block, 1}}}, {{"keep", i, {1, budget}}}});
+    const TensorSpec carried{"carried", f, {1, budget + block}}, new_carried{"new_carried", f, {1, budget + block}};
+    GraphSpec commit{"commit", "commit", block, budget, {{"keys", f, {1, 1, budget + block, 1}}}, {{"keep", i, {1, budget}}}};
+    if (m.queries) commit.inputs.push_back({"queries", f, {m.queries, 1, 1}});
+    if (m.carries) commit.inputs.push_back(carried), commit.outputs.push_back(new_carried);
+    if (policy != "none") m.graphs.push_back(commit);
+    for (const int bucket : m.carries ? m.buckets : std::vector<int>{})
+        m.graphs.push_back({"observe" + std::to_string(bucket), "observe", block, bucket,
+                            {{"keys", f, {1, 1, bucket + block, 1}}, {"queries", f, {m.queries, 1, 1}}, carried, {"count", i, {1}}}, {new_carried}});
     return m;
 }
 

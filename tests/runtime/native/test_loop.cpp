@@ -19,7 +19,7 @@ struct Quiet : Listener {
     void round(const Round& r, const std::vector<CallRecord>& calls) override { rounds.push_back(r), see(calls); }
     bool cancelled() override { return cancel_after >= 0 && int(rounds.size()) > cancel_after; }
     void see(const std::vector<CallRecord>& calls) {
-        for (const CallRecord& c : calls) CHECK(c.rows >= 1 && (std::string(c.kind) == "commit" || c.rows <= c.width));
+        for (const CallRecord& c : calls) CHECK(c.rows >= 1 && (std::string(c.kind) == "commit" || std::string(c.kind) == "observe" || c.rows <= c.width));
     }
 };
 
@@ -31,7 +31,7 @@ struct World {
     Costs costs;
 
     World(const std::string& contract, const std::string& policy, int budget, int block, std::vector<int> buckets = {})
-        : target_entry(fake_model("target", contract, policy, budget, block, buckets)), draft_entry(fake_model("draft", contract, "keydiff", 8, 4)) {
+        : target_entry(fake_model("target", contract, policy, budget, block, buckets)), draft_entry(fake_model("draft", contract, policy == "none" ? "keydiff" : policy, 8, 4)) {
         target = std::make_unique<Model>(target_entry, target_backend);
         draft = std::make_unique<Model>(draft_entry, draft_backend);
         bundle.device = "cpu";
@@ -66,10 +66,12 @@ static Summary run(World& w, Conversation& c, const Request& r) {
 static const std::vector<Drafter> DRAFTERS{Drafter::none, Drafter::draft, Drafter::ngram, Drafter::both};
 static const std::vector<Rule> RULES{Rule::cost, Rule::adaedl, Rule::confidence, Rule::fixed};
 
+static const std::vector<std::pair<const char*, const char*>> WAYS{{"append", "keydiff"}, {"rows", "keydiff"}, {"append", "snapkv"}, {"append", "h2o"}, {"rows", "h2o"}};
+
 static void lossless() {
     int accepted = 0, evicted = 0;
     for (const char* contract : {"append", "rows"})
-        for (const char* policy : {"keydiff", "none"})
+        for (const char* policy : {"keydiff", "snapkv", "h2o", "none"})
             for (const auto& [budget, block] : std::vector<std::pair<int, int>>{{16, 8}, {9, 3}, {160, 16}})
                 for (const int length : {1, 7, 40, 90}) {
                     if (std::string(policy) == "none" && length + 60 > budget + block) continue;
@@ -178,8 +180,8 @@ static void a_seed_repeats_its_text() {
 // Turns, truncation, cancelling and snapshots: the same as saying it all at once.
 static void conversations() {
     const std::string path = "/tmp/edgespec-test-" + std::to_string(getpid()) + ".snap";
-    for (const char* contract : {"append", "rows"}) {
-        World w(contract, "keydiff", 16, 8, {8, 16});
+    for (const auto& [contract, policy] : WAYS) {
+        World w(contract, policy, 16, 8, {8, 16});
         auto whole = w.open(), turns = w.open();
         const std::vector<int> first = text(25, 5), second = text(9, 6);
         run(w, *turns, request(first, Drafter::both, Rule::fixed));
@@ -303,10 +305,10 @@ static void stops() {
 }
 
 static void widths() {
-    for (const char* contract : {"append", "rows"}) {
-        World w(contract, "keydiff", 48, 16, {16, 48});
+    for (const auto& [contract, policy] : WAYS) {
+        World w(contract, policy, 48, 16, {16, 48});
         CHECK(width_difference(*w.target) == "");
-        World odd(contract, "keydiff", 48, 16, {16, 48});
+        World odd(contract, policy, 48, 16, {16, 48});
         odd.target_backend.faults.odd_width = 4;
         odd.target = std::make_unique<Model>(odd.target_entry, odd.target_backend);
         CHECK(width_difference(*odd.target) == "verify4-16 leaves decode1-16 in the logits of row 0");
