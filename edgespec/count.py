@@ -16,6 +16,7 @@ from typing import Any
 
 from edgespec.bundle import Bundle
 from edgespec.errors import BundleError
+from edgespec.policy import carries
 from edgespec.spec import BYTES_PER_ELEMENT, GraphSpec, ModelEntry, TensorSpec
 
 LOOKUPS = ("Gather", "GatherBlockQuantized")
@@ -55,12 +56,15 @@ class GraphCost:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """One model: the bytes of its weights file, and of its caches at the largest bucket."""
+    """One model: the bytes of its weights file, of its caches at the largest bucket, and of what its policy
+    keeps beside rows: stored queries and carried scores.
+    """
 
     model: str
     source: str
     bytes_weights: int
     bytes_kv: int
+    bytes_policy: int
     bytes_graphs: int
     precision: dict[str, str]
 
@@ -86,7 +90,8 @@ def count(bundle: Bundle) -> BundleCost:
     weights = {m.weights for m in bundle.manifest.models}
     protos = {g.file for m in bundle.manifest.models for g in m.graphs}
     bytes_io = max((g.bytes_io for g in graphs), default=0)
-    held = sum(files[name].bytes for name in weights | protos) + sum(m.bytes_kv for m in models)
+    held = sum(files[name].bytes for name in weights | protos)
+    held += sum(m.bytes_kv + m.bytes_policy for m in models)
     disk = sum(entry.bytes for entry in files.values())
     name, device = str(bundle.path), bundle.manifest.device
     return BundleCost(name, device, models, graphs, disk, bytes_io, held + bytes_io)
@@ -98,6 +103,13 @@ def bytes_kv(model: ModelEntry, bucket: int) -> int:
     return 2 * spec.layers * spec.kv_heads * model.cache.rows(bucket) * spec.head_dim * 4
 
 
+def bytes_policy(model: ModelEntry) -> int:
+    """Bytes of the block's last queries, L x W x H x d float32, and of carried scores, L x H x M float32."""
+    spec, cache = model.spec, model.cache
+    carried = cache.slots if carries(cache.policy) else 0
+    return 4 * spec.layers * spec.heads * (cache.queries * spec.head_dim + carried)
+
+
 def _count_model(bundle: Bundle, model: ModelEntry) -> ModelCost:
     files = bundle.manifest.files
     return ModelCost(
@@ -105,6 +117,7 @@ def _count_model(bundle: Bundle, model: ModelEntry) -> ModelCost:
         model.source,
         files[model.weights].bytes,
         bytes_kv(model, model.cache.budget),
+        bytes_policy(model),
         sum(files[name].bytes for name in {g.file for g in model.graphs}),
         model.precision,
     )

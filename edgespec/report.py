@@ -27,11 +27,12 @@ def to_table(cost: BundleCost) -> str:
         counts = (g.width, g.bucket, g.nodes, None if g.ops is None else len(g.ops))
         graphs.add_row(g.model, g.kind, *("-" if n is None else str(n) for n in counts), *sizes)
     models = Table("model", "precision", box=None, header_style="", pad_edge=False)
-    for name in ("weights", "caches", "graph files"):
+    for name in ("weights", "caches", "for the policy", "graph files"):
         models.add_column(name, justify="right")
     for m in cost.models:
         precision = ", ".join(f"{part} {form}" for part, form in m.precision.items())
-        models.add_row(m.model, precision, _mib(m.bytes_weights), _mib(m.bytes_kv), _mib(m.bytes_graphs))
+        sizes = (m.bytes_weights, m.bytes_kv, m.bytes_policy, m.bytes_graphs)
+        models.add_row(m.model, precision, *map(_mib, sizes))
     out = io.StringIO()
     console = Console(file=out, width=120, highlight=False, markup=False)
     console.print(f"{cost.bundle} for {cost.device}\n")

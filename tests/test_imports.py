@@ -22,7 +22,7 @@ TABLE = {
     "bundle": {"errors", "spec", "bundle_files", "bundle_rules"},
     "config": {"errors", "spec", "policy", "bundle"},
     "progress": set(),
-    "count": {"errors", "spec", "bundle", "profiles"},
+    "count": {"errors", "spec", "policy", "bundle", "profiles"},
     "latency": {"errors", "spec", "trace", "bundle", "profiles", "count"},
     "report": {"errors", "spec", "count", "latency"},
     "gate": {"errors", "report"},

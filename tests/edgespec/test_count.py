@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from edgespec.bundle import creating, open_bundle
-from edgespec.count import count
+from edgespec.count import bytes_policy, count
 from edgespec.report import to_json, to_table
 from tests.helpers.bundles import fill, manifest
 
@@ -60,3 +61,14 @@ def test_counts(tmp_path: Path) -> None:
     text = to_table(cost)
     assert f"{decode.bytes_weights / 2**20:.2f} MiB" in text
     assert text.splitlines()[-1].startswith("on disk 0.0")
+
+
+def test_what_a_policy_keeps_beside_rows() -> None:
+    """The last queries of a block in every layer and head, and a score of every slot where one is carried."""
+    model = manifest().models[0]
+    spec = model.spec
+    assert bytes_policy(model) == 0
+    for policy, queries, carried in (("tova", 1, 0), ("caote(snapkv)", 3, 0), ("h2o", 4, 20), ("lru", 4, 20)):
+        cache = replace(model.cache, policy=policy, queries=queries)
+        want = 4 * spec.layers * spec.heads * (queries * spec.head_dim + carried)
+        assert bytes_policy(replace(model, cache=cache)) == want
