@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 
 import onnx_ir as ir
 import torch
@@ -60,8 +61,11 @@ class Commit(nn.Module):
 
 
 def commit_graph(spec: ModelSpec, cache: CacheSpec, file: str) -> tuple[ir.Model, GraphSpec]:
-    """The commit graph of a model's largest bucket; every full-attention layer runs it on its own buffers."""
-    shape = (1, spec.kv_heads, cache.rows(cache.budget), spec.head_dim)
+    """The commit graph over the largest bucket's buffers; every full-attention layer runs it on its own.
+
+    The budget may be smaller than that bucket: the graph reads the first M = N + B rows, whatever the buffer's.
+    """
+    shape = (1, spec.kv_heads, cache.rows(cache.buckets[-1]), spec.head_dim)
     append = cache.contract == "append"
     names = ["keep"] if append else ["keep", "kept_keys", "kept_values"]
     inputs = ["keys"] if append else ["keys", "values"]
@@ -101,3 +105,10 @@ def commit_graph(spec: ModelSpec, cache: CacheSpec, file: str) -> tuple[ir.Model
         tuple(TensorSpec(n, "float32", shape) for n in inputs),
         tuple(outputs),
     )
+
+
+def write_commit(spec: ModelSpec, cache: CacheSpec, path: Path) -> GraphSpec:
+    """Write the commit graph of a cache that no bundle was exported with; its file is the whole path."""
+    model, graph = commit_graph(spec, cache, str(path))
+    ir.save(model, path)
+    return graph

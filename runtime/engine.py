@@ -7,6 +7,7 @@ nothing of text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from edgespec.errors import BackendError, InputError
 from edgespec.spec import GraphSpec, ModelEntry
 
 NUMPY = {"float32": np.float32, "int32": np.int32}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What an engine had absorbed: its count, its position and copies of every cache's filled rows."""
+
+    count: int
+    position: int
+    caches: dict[str, list[np.ndarray]]
 
 
 class Engine:
@@ -37,6 +47,27 @@ class Engine:
         """Empty caches, of the smallest bucket unless another is named."""
         self.count, self.position = 0, 0
         self._lay(bucket or self.cache.buckets[0])
+
+    def over(self, entry: ModelEntry) -> Engine:
+        """An engine with empty caches of another budget or policy over the same opened graphs."""
+        other = Engine(self.folder, entry, self.threads)
+        other.sessions = self.sessions
+        return other
+
+    def snapshot(self) -> Snapshot:
+        """What `restore` goes back to, however much is absorbed or evicted in between."""
+        filled = {
+            part: [buffer[:, :, : self.count].copy() for buffer in buffers]
+            for part, buffers in self.caches.items()
+        }
+        return Snapshot(self.count, self.position, filled)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """The caches of a snapshot of this engine; the graphs' bindings stay."""
+        self.count, self.position = snapshot.count, snapshot.position
+        for part, buffers in self.caches.items():
+            for buffer, rows in zip(buffers, snapshot.caches[part], strict=True):
+                buffer[:, :, : self.count] = rows
 
     def close(self) -> None:
         """Give back the memory of the graphs (ONNX Runtime keeps each one's weights).
