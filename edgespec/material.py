@@ -5,6 +5,7 @@ Knows tokens and text, no model: everything here is the same on every machine.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -43,6 +44,11 @@ class Material:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     @property
+    def sha256(self) -> str:
+        """Of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
     def start(self) -> list[int]:
         """What every plain text begins with: the model's start token, where it has one."""
         return [] if self.bos_id is None else [self.bos_id]
@@ -67,16 +73,15 @@ class Material:
         data = json.loads(files("edgespec").joinpath("questions.json").read_text(encoding="utf-8"))
         return data["passages"]
 
-    def filler(self, count: int, first: int) -> list[int]:
-        """This many tokens of whole sentences (the last one cut), from sentence `first` on, going round."""
+    def filler(self, count: int, first: int) -> list[list[int]]:
+        """Whole sentences from number `first` on, going round, of so many tokens; the last one is cut."""
         if not self.sentences:
             raise InputError("the text has no whole sentence", "give a longer text with --text")
-        found: list[int] = []
-        at = first
-        while len(found) < count:
-            found += self.sentences[at % len(self.sentences)]
-            at += 1
-        return found[:count]
+        found: list[list[int]] = []
+        while count > 0:
+            found.append(self.sentences[(first + len(found)) % len(self.sentences)][:count])
+            count -= len(found[-1])
+        return found
 
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         """Messages as the model was trained to see them, ready for the assistant's turn."""

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 from edgespec.errors import InputError
 from edgespec.material import HOLE, Material
+from edgespec.task_words import CHATTER, KINDS, MEMORIES, TOWNS, WORDS, number
 
 TAIL = 256  # tokens at a text's end whose prediction is scored
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
+TALK = 4  # turns of other talk in a conversation
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as text: the words, with every answer in between; the fact's number, for its depth."""
+    """A question as text: the words up to its answer, the answer, the number of the fact that holds it."""
 
-    parts: tuple[tuple[str, str], ...]
+    words: str
+    answer: str
     fact: int | None = None
 
 
@@ -73,7 +76,7 @@ def needle(material: Material, length: int, block: int, seed: int) -> Sample:
     kinds = chance.sample(KINDS, len(DEPTHS))
     said = [(kind, make(chance)) for kind, make in kinds]
     facts = [f" {kind} {answer}." for kind, answer in said]
-    asked = [Asked(((f"\n\n{kind}", f" {answer}"),), i) for i, (kind, answer) in enumerate(said)]
+    asked = [Asked(f"\n\n{kind}", f" {answer}", i) for i, (kind, answer) in enumerate(said)]
     return haystack(material, length, block, chance, facts, asked)
 
 
@@ -82,10 +85,11 @@ def multi_needle(material: Material, length: int, block: int, seed: int) -> Samp
     (RULER's multi-query, arXiv 2404.06654). Each is scored with the right answers before it."""
     chance = random.Random(f"multi-needle {seed}")
     codes = secrets(chance, 3)
-    parts = [(f"The secret code of {town} is", f" {code}") for town, code in codes]
-    before = [("\n\n" if not i else ". ") + words for i, (words, _) in enumerate(parts)]
-    whole = [(words, answer) for words, (_, answer) in zip(before, parts, strict=True)]
-    asked = [Asked(tuple(whole[: i + 1]), i) for i in range(len(whole))]
+    said, asked = "\n\n", []
+    for i, (town, code) in enumerate(codes):
+        said += f"The secret code of {town} is"
+        asked.append(Asked(said, f" {code}", i))
+        said += f" {code}. "
     return haystack(material, length, block, chance, stated(codes), asked)
 
 
@@ -94,7 +98,7 @@ def multi_key(material: Material, length: int, block: int, seed: int) -> Sample:
     chance = random.Random(f"multi-key {seed}")
     codes = secrets(chance, 4)
     asked = [
-        Asked(((f"\n\nThe secret code of {town} is", f" {code}"),), i) for i, (town, code) in enumerate(codes)
+        Asked(f"\n\nThe secret code of {town} is", f" {code}", i) for i, (town, code) in enumerate(codes)
     ]
     return haystack(material, length, block, chance, stated(codes), asked)
 
@@ -120,7 +124,7 @@ def key_value(material: Material, length: int, block: int, seed: int) -> Sample:
     groups = [pairs[i : i + 4] for i in range(0, len(pairs), 4)]
     facts = ["\n\n{" + "".join(f'\n"{k}": "{v}",' for k, v in group) + "\n}\n\n" for group in groups]
     chosen = [chance.choice(group) for group in groups]
-    asked = [Asked(((f'\n\n{{\n"{key}": "', value),), i) for i, (key, value) in enumerate(chosen)]
+    asked = [Asked(f'\n\n{{\n"{key}": "', value, i) for i, (key, value) in enumerate(chosen)]
     return haystack(material, length, block, chance, facts, asked)
 
 
@@ -134,12 +138,12 @@ def answering(material: Material, length: int, block: int, seed: int) -> Sample:
     chosen = asked_of("WikiText-2", 3) + asked_of("Spec-Bench", 2)
     chance.shuffle(chosen)
     facts = [f"\n\n{passage['text']}\n\n" for passage in chosen]
-    asked = [Asked(((f"\n\n{p['ask']}", f" {p['answer']}"),), i) for i, p in enumerate(chosen)]
+    asked = [Asked(f"\n\n{p['ask']}", f" {p['answer']}", i) for i, p in enumerate(chosen)]
     return haystack(material, length, block, chance, facts, asked)
 
 
 def multi_turn(material: Material, length: int, block: int, seed: int) -> Sample:
-    """A conversation: facts in its first turns, other talk in the next ones, then each fact is asked apart."""
+    """A conversation: facts in its first turns, other talk after them, then each fact is asked apart."""
     chance = random.Random(f"multi-turn {seed}")
     told = [(memory, chance.choice(memory.answers)) for memory in chance.sample(MEMORIES, 3)]
     messages = []
@@ -152,7 +156,7 @@ def multi_turn(material: Material, length: int, block: int, seed: int) -> Sample
         (material.chat([*messages, user(memory.asked)]), f"{gap}{memory.repeated}", f" {answer}")
         for memory, answer in told
     ]
-    return conversation(material, length, asked, chance)
+    return conversation(material, length, block, asked, chance)
 
 
 def user(words: str) -> dict[str, str]:
@@ -166,7 +170,11 @@ def assistant(words: str) -> dict[str, str]:
 
 
 def conversation(
-    material: Material, length: int, asked: Sequence[tuple[str, str, str]], chance: random.Random
+    material: Material,
+    length: int,
+    block: int,
+    asked: Sequence[tuple[str, str, str]],
+    chance: random.Random,
 ) -> Sample:
     """Rendered conversations that differ in their last turn alone, their holes filled up to the length."""
     end = HOLE.format(TALK - 1)
@@ -174,20 +182,21 @@ def conversation(
     if any(whole.split(end)[0] != head for whole, _, _ in asked):
         raise InputError("the chat template changes earlier turns", "leave multi-turn out of --tasks")
     questions = [
-        question(material, Asked(((whole.split(end)[1] + start, answer),))) for whole, start, answer in asked
+        question(material, Asked(whole.split(end)[1] + start, answer)) for whole, start, answer in asked
     ]
     pieces = [head]
     for turn in range(TALK - 1):
         pieces[-1:] = pieces[-1].split(HOLE.format(turn))
     parts = [material.ids(piece) for piece in pieces]
-    room = length - sum(map(len, parts)) - max(len(q.ids) for q in questions)
-    if room < TALK * 8:
-        raise too_short(length, "multi-turn")
     context: list[int] = [] if material.template else list(material.start)
-    room -= len(context)
+    room = context_end(length, block, questions) - len(context) - sum(map(len, parts))
+    if room < TALK * 8:
+        raise too_short(length)
     for turn, part in enumerate(parts):
         size = room // TALK if turn < TALK - 1 else room - (TALK - 1) * (room // TALK)
-        context += part + material.filler(size, chance.randrange(10_000))
+        context += part
+        for sentence in material.filler(size, chance.randrange(10_000)):
+            context += sentence
     return Sample(tuple(context), tuple(questions))
 
 
@@ -196,101 +205,49 @@ def haystack(
 ) -> Sample:
     """Filler with facts at equal distances; context and the longest question make up the length.
 
-    The context ends where a block does if the questions fit behind it: then every context row has been
-    through the commits when a question comes.
+    A fact stands between two sentences; its depth is where the filler before it ends.
     """
     parts = [material.ids(fact) for fact in facts]
     bare = [question(material, a) for a in asked]
-    longest = max(len(q.ids) for q in bare)
-    end = (length - longest) // block * block if longest <= block else length - longest
-    room = end - len(material.start) - sum(map(len, parts))
+    room = context_end(length, block, bare) - len(material.start) - sum(map(len, parts))
     if room < 8 * (len(parts) + 1):
-        raise too_short(length, "one of the tasks")
-    filler = material.filler(room, chance.randrange(10_000))
-    context, taken, places = list(material.start), 0, []
-    for number_, part in enumerate(parts):
-        upto = int((number_ + 0.5) / len(parts) * room)
-        context += filler[taken:upto]
-        taken = upto
-        places.append(len(context) / end)
-        context += part
-    context += filler[taken:]
-    depths = [None if a.fact is None else round(places[a.fact], 2) for a in asked]
-    return Sample(
-        tuple(context), tuple(Question(q.ids, q.scored, d) for q, d in zip(bare, depths, strict=True))
-    )
+        raise too_short(length)
+    depths = [round((i + 0.5) / len(parts), 2) for i in range(len(parts))]
+    context, filled, placed = list(material.start), 0, 0
+    for sentence in material.filler(room, chance.randrange(10_000)):
+        context += sentence
+        filled += len(sentence)
+        while placed < len(parts) and filled >= depths[placed] * room:
+            context += parts[placed]
+            placed += 1
+    depth_of = [None if a.fact is None else depths[a.fact] for a in asked]
+    questions = [Question(q.ids, q.scored, depth) for q, depth in zip(bare, depth_of, strict=True)]
+    return Sample(tuple(context), tuple(questions))
+
+
+def context_end(length: int, block: int, questions: Sequence[Question]) -> int:
+    """Where a context ends: before a block if the questions fit into one, else as late as they allow.
+
+    Commits fall on whole blocks: then the last one has just been when a question comes.
+    """
+    longest = max(len(q.ids) for q in questions)
+    return (length - longest) // block * block if longest <= block else length - longest
 
 
 def question(material: Material, asked: Asked, depth: float | None = None) -> Question:
-    """The tokens of a question and its answers; an answer's are those that its words add to the text's."""
-    said, ids, scored = "", [], []
-    for words, answer in asked.parts:
-        before = material.ids(said + words)
-        said += words + answer
-        ids = material.ids(said)
-        same = next((i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), len(before))
-        scored += list(range(min(same, len(ids) - 1), len(ids)))
-    return Question(tuple(ids), tuple(scored), depth)
+    """A question's tokens and its answer's; those are what the answer's words add to the question's."""
+    before = material.ids(asked.words)
+    ids = material.ids(asked.words + asked.answer)
+    same = next((i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), len(before))
+    return Question(tuple(ids), tuple(range(min(same, len(ids) - 1), len(ids))), depth)
 
 
-def too_short(length: int, name: str) -> InputError:
-    """A length that a task does not fit in."""
+def too_short(length: int) -> InputError:
+    """A length that the task does not fit in."""
     return InputError(
-        f"length {length} is too short for {name}", "use larger --lengths, or leave the task out of --tasks"
+        f"length {length} is too short for the task", "use larger --lengths, or leave the task out of --tasks"
     )
 
-
-def number(chance: random.Random) -> str:
-    """Four digits."""
-    return str(chance.randint(1000, 9999))
-
-
-TALK = 4  # turns of other talk
-TOWNS = ("Paris", "Rome", "London", "Berlin", "Madrid", "Tokyo", "Oslo", "Cairo", "Lima", "Athens", "Dublin",
-         "Moscow", "Vienna", "Warsaw", "Lisbon", "Delhi")  # fmt: skip
-WORDS = ("apple", "river", "stone", "cloud", "tiger", "lemon", "chair", "piano", "table", "ocean", "candle",
-         "garden", "silver", "window", "bridge", "forest", "mirror", "rocket", "sugar", "paper")  # fmt: skip
-ANIMALS = ("tiger", "rabbit", "falcon", "dolphin", "beaver", "camel", "donkey", "horse", "lizard", "monkey")
-NAMES = ("Oliver", "Hannah", "Martin", "Sophie", "Victor", "Julia", "Walter", "Emma", "Felix", "Clara")
-THINGS = ("carpet", "piano", "mirror", "fountain", "staircase", "oak tree", "clock", "statue", "bookshelf")
-KINDS: tuple[tuple[str, Callable[[random.Random], str]], ...] = (
-    ("The number of the hotel room where the spy slept is", number),
-    ("The password of the old library is", lambda chance: chance.choice(WORDS)),
-    ("The captain of the ship Aurora is called", lambda chance: chance.choice(NAMES)),
-    ("The golden key of the castle lies under the", lambda chance: chance.choice(THINGS)),
-    ("The animal on the wizard's flag is the", lambda chance: chance.choice(ANIMALS)),
-    ("The telephone extension of Doctor Lund is", number),
-)
-SISTERS = ("Maria", "Laura", "Alice", "Nina", "Julia", "Emma", "Clara", "Sophie")
-DOGS = ("Biscuit", "Rocky", "Pepper", "Shadow", "Max", "Luna")
-LOCKERS = tuple(str(n) for n in range(113, 990, 37))
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Something to remember: how the user tells it, asks for it, how the model repeats it; possible answers."""
-
-    told: str
-    asked: str
-    repeated: str
-    answers: tuple[str, ...]
-
-
-MEMORIES = (
-    Memory("My sister's name is", "What is my sister's name?", "Your sister's name is", SISTERS),
-    Memory("I live in", "Where do I live?", "You live in", TOWNS),
-    Memory("My locker number is", "What is my locker number?", "Your locker number is", LOCKERS),
-    Memory(
-        "My favourite animal is the", "What is my favourite animal?", "Your favourite animal is the", ANIMALS
-    ),
-    Memory("My dog is called", "What is my dog called?", "Your dog is called", DOGS),
-)
-CHATTER = (
-    "Tell me something interesting.",
-    "Go on, please.",
-    "Tell me something else.",
-    "What else do you know?",
-)
 
 TASKS: dict[str, Callable[[Material, int, int, int], Sample]] = {
     "text": text,

@@ -63,7 +63,7 @@ class Commit(nn.Module):
 def commit_graph(spec: ModelSpec, cache: CacheSpec, file: str) -> tuple[ir.Model, GraphSpec]:
     """The commit graph over the largest bucket's buffers; every full-attention layer runs it on its own.
 
-    The budget may be smaller than that bucket: the graph reads the first M = N + B rows, whatever the buffer's.
+    The budget may be smaller than that bucket: the graph reads the first M = N + B rows.
     """
     shape = (1, spec.kv_heads, cache.rows(cache.buckets[-1]), spec.head_dim)
     append = cache.contract == "append"
@@ -71,7 +71,8 @@ def commit_graph(spec: ModelSpec, cache: CacheSpec, file: str) -> tuple[ir.Model
     inputs = ["keys"] if append else ["keys", "values"]
     module = Commit(cache)
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    for name in ("onnxscript", "torch.onnx"):  # or every graph comes with lines about torchvision
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
