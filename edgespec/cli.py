@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("error: interrupted\nhint:  nothing was left behind; run it again", file=sys.stderr)
+        print("error: interrupted\nhint:  nothing half-made was left behind; run it again", file=sys.stderr)
         return 130
     except Exception as error:
         traceback.print_exc()

@@ -20,7 +20,7 @@ import numpy as np
 from edgespec.bundle import Bundle
 from edgespec.bundle_files import MANIFEST, digest
 from edgespec.config import EvalConfig
-from edgespec.errors import InputError
+from edgespec.errors import BundleError, InputError
 from edgespec.evaluation_log import Log, Score
 from edgespec.evaluation_plan import Cell, Plan, plan
 from edgespec.evaluation_result import EvalResult, summarise
@@ -77,7 +77,7 @@ def prepare(decided: Plan, material: Material, block: int, named: bool) -> tuple
                     (task, length, seed): TASKS[task](material, length, block, seed)
                     for seed in range(decided.seeds)
                 }
-            except InputError as error:
+            except (InputError, BundleError) as error:  # a chat template may refuse, or break
                 if named:
                     raise InputError(f"{task}: {error.message}", error.hint) from None
                 notes.append(f"{task}: {error.message}")

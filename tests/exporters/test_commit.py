@@ -108,7 +108,7 @@ def test_graph_and_eager_code_keep_what_the_equation_keeps(graph: Graph) -> None
 
 @pytest.mark.parametrize("contract", ["append", "rows"])
 def test_a_budget_below_the_largest_bucket_reads_its_buffers(contract: str, tmp_path: Path) -> None:
-    """A bundle's step graphs serve smaller budgets: the graph takes their buffers and reads the first M rows."""
+    """A bundle's step graphs serve smaller budgets: it takes their buffers and reads the first M rows."""
     small = cache("keydiff", contract, 16, 8, 2, 4)
     large = dataclasses.replace(small, buckets=(64,))
     keys, values = random_keys(small.slots), random_keys(small.slots, 1)
