@@ -22,7 +22,7 @@ from edgespec.bundle_files import MANIFEST, digest
 from edgespec.config import EvalConfig
 from edgespec.errors import BundleError, InputError
 from edgespec.evaluation_log import Log, Score
-from edgespec.evaluation_plan import Cell, Plan, plan
+from edgespec.evaluation_plan import REFERENCE, Cell, Plan, plan
 from edgespec.evaluation_result import EvalResult, summarise
 from edgespec.material import Material, open_material
 from edgespec.spec import CacheSpec, GraphSpec, ModelEntry, ModelSpec
@@ -113,7 +113,7 @@ class Engines:
         """An engine with empty caches under a cell's policy and budget."""
         cache = self.plan.cache(self.entry, cell)
         graphs = self.steps
-        if cache.policy != "none":
+        if cache.policy != REFERENCE:
             if cache not in self.commits:
                 path = self.folder / f"commit-{len(self.commits)}.onnx"
                 self.commits[cache] = self.write_commit(self.entry.spec, cache, path)
@@ -129,10 +129,16 @@ def run_task(engines: Engines, log: Log, samples: Samples, task: str, length: in
         cells = engines.plan.cells(*key)
         pending = [cell for cell in cells if cell not in log.done]
         done += len(cells) - len(pending)
+        shared: dict[int, Any] = {}
         reference: list[np.ndarray] = []
         for cell in dict.fromkeys([*cells[:1], *pending] if pending else []):  # the un-evicted model first
-            start = time.monotonic()
-            logits = asked(engines.of(cell), sample)
+            start, engine = time.monotonic(), engines.of(cell)
+            stops = {c: before_eviction(engines, c, sample) for c in pending if c.policy != REFERENCE}
+            if cell.policy == REFERENCE:
+                shared = absorbed(engine, sample, sorted(set(stops.values())))
+            elif stops[cell]:
+                engine.restore(shared[stops[cell]])
+            logits = asked(engine, sample)
             reference = reference or logits
             if cell in pending:
                 log.add(cell, scores(sample, logits, reference), time.monotonic() - start)
@@ -140,15 +146,32 @@ def run_task(engines: Engines, log: Log, samples: Samples, task: str, length: in
                 advance(done, total)
 
 
+def before_eviction(engines: Engines, cell: Cell, sample: Sample) -> int:
+    """Tokens of a context, in whole blocks, that a cell's cache holds just as the un-evicted one does."""
+    block = engines.entry.cache.block
+    return min(engines.plan.rows[cell.length, cell.budget], (len(sample.context) - 1) // block * block)
+
+
+def absorbed(engine: Any, sample: Sample, stops: Sequence[int]) -> dict[int, Any]:
+    """Snapshots after each of so many tokens of a context, ascending: what every policy starts from."""
+    found = {}
+    for stop in filter(None, stops):
+        engine.prefill(sample.context[engine.position : stop])
+        found[stop] = engine.snapshot()
+    return found
+
+
 def asked(engine: Any, sample: Sample) -> list[np.ndarray]:
-    """A context absorbed, evicting, and each of its questions asked of that same cache: logits [A,V] of the
-    rows that predict the A scored tokens."""
-    engine.prefill(sample.context)
+    """The rest of a context absorbed, evicting, and each of its questions asked of that same cache.
+
+    Logits [A,V] of the rows that predict each question's A scored tokens.
+    """
+    engine.prefill(sample.context[engine.position :])
     if len(sample.questions) == 1:
         return [rows(engine, sample.questions[0])]
-    absorbed, found = engine.snapshot(), []
+    whole, found = engine.snapshot(), []
     for question in sample.questions:
-        engine.restore(absorbed)
+        engine.restore(whole)
         found.append(rows(engine, question))
     return found
 
