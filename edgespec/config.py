@@ -267,7 +267,9 @@ class EvalConfig:
 
     bundle: str = _flag("folder of the bundle", positional=True)
     output: str = _flag("folder of the results; a run that was stopped goes on there", short="-o")
-    policies: tuple[str, ...] = _flag("policies to evaluate (default: all that the bundle can run)", ())
+    policies: tuple[str, ...] = _flag(
+        "policies to evaluate beside lru and sinks (default: all that the bundle can run)", ()
+    )
     tasks: tuple[str, ...] = _flag(f"some of {', '.join(TASKS)} (default: all)", ())
     lengths: tuple[int, ...] = _flag("context lengths in tokens (default: 1024 and 2048, as they fit)", ())
     budgets: tuple[int, ...] = _flag("budgets in percent of the length (default: 25, 50 and 75)", ())

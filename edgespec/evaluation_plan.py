@@ -16,6 +16,7 @@ from edgespec.task_words import NAMES as TASKS
 
 LENGTHS, BUDGETS = (1024, 2048), (25, 50, 75)
 REFERENCE = "none"  # the policy of the un-evicted model
+PLAIN = ("lru", "sinks")  # what every policy has to beat: protection only, and a window
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,20 @@ def plan(entry: ModelEntry, config: EvalConfig) -> Plan:
 
 
 def policies_of(cache: CacheSpec, named: tuple[str, ...], notes: list[str]) -> tuple[str, ...]:
-    """The policies to run, in the order of edgespec.policy.NAMES; what the bundle cannot run is noted."""
+    """The policies to run, in the order of edgespec.policy.NAMES, with those that every other has to beat.
+
+    What the bundle cannot run is noted, or an InputError where it was named.
+    """
     found = []
-    for name in (n for n in policy.NAMES if n != REFERENCE and (not named or n in named)):
+    wanted = {*named, *PLAIN} if named else {*policy.NAMES}
+    for name in (n for n in policy.NAMES if n != REFERENCE and n in wanted):
         needed = queries(name, cache)
         if needed <= stored(cache):
             found.append(name)
             continue
         why = f"policy {name} needs {needed} stored queries of each block, and the bundle has {stored(cache)}"
         hint = f"export the bundle with --policy {name}"
-        if named:
+        if name in named:
             raise InputError(why, f"{hint}, or leave it out of --policies")
         notes.append(f"{why}; {hint}")
     return tuple(found)

@@ -15,12 +15,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from edgespec.evaluation_log import Score
-from edgespec.evaluation_plan import REFERENCE, Cell, Plan, queries
+from edgespec.evaluation_plan import PLAIN, REFERENCE, Cell, Plan, queries
 from edgespec.spec import ModelEntry
 
 SCHEMA = "edgespec.eval/1"
 ABLE = 0.5  # a task is informative where the un-evicted model gets as many answers right
-PLAIN = ("lru", "sinks")  # what every policy has to beat: protection only, and a window
 LABELS = {"none": "none (un-evicted)", "lru": "lru (protection only)"}
 
 

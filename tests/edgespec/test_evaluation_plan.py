@@ -127,6 +127,10 @@ def test_policies_without_their_queries(monkeypatch: pytest.MonkeyPatch) -> None
     )  # fmt: skip
 
 
+def test_what_every_policy_has_to_beat_is_always_there() -> None:
+    assert {"keydiff", "sinks"} <= set(planned(policies=("keydiff",)).policies) <= {"keydiff", "sinks", "lru"}
+
+
 CONFIGS: list[tuple[dict[str, Any], str, str]] = [
     (
         {"policies": ("keydiff", "fly")},

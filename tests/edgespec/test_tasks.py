@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import tokenizers
@@ -16,6 +19,7 @@ from edgespec.task_words import NAMES
 from edgespec.tasks import TASKS, Question, Sample
 from tests.helpers.checkpoints import tokenizer_json
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 LENGTH, BLOCK = 6144, 128  # the tiny tokenizer gives about a token for each letter
 
 
@@ -152,3 +156,12 @@ def test_the_shipped_questions_have_their_answer_once() -> None:
     for passage in passages:
         assert passage["text"].count(passage["answer"]) == 1
         assert passage["answer"] not in passage["ask"] and len(passage["text"]) <= 1200
+
+
+def test_the_shipped_questions_are_what_their_script_builds(tmp_path: Path) -> None:
+    if not (ROOT.parent / "shared" / "data").is_dir():
+        pytest.skip("the texts are not here")
+    built = tmp_path / "questions.json"
+    command = [sys.executable, ROOT / "scripts" / "build_questions", "--output", built]
+    subprocess.run(command, check=True, capture_output=True)
+    assert built.read_bytes() == (ROOT / "edgespec" / "questions.json").read_bytes()
