@@ -64,7 +64,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """By how many nats a policy does worse than another (negative: better), paired by context."""
+    """By how many nats a policy does worse than another (negative: better), paired by context.
+
+    `fewer` is the share of answers that it gets right less; None for text.
+    """
 
     length: int
     budget: int
@@ -72,12 +75,16 @@ class Comparison:
     policy: str
     than: str
     worse: Mean
+    fewer: Mean | None
     informative: bool
 
     @property
-    def loses(self) -> bool:
-        """Worse by more than the difference's standard error."""
-        return self.worse.mean > (self.worse.error or 0.0)
+    def losses(self) -> list[str]:
+        """By what it is worse, where that is more than the difference's standard error."""
+        words = [f"{shown(self.worse)} nats"] if above(self.worse) else []
+        if self.fewer and above(self.fewer):
+            words.append(f"{shown(self.fewer)} of the answers")
+        return words
 
 
 @dataclass(frozen=True)
@@ -108,11 +115,11 @@ class EvalResult:
         """A line for each pair of policies at a length and budget: what the first loses on, and by what."""
         lines: dict[tuple[Any, ...], list[str]] = {}
         for c in self.comparisons:
-            if c.loses and c.informative and c.than != REFERENCE:
+            if c.losses and c.informative and c.than != REFERENCE:
                 key = (c.length, c.budget, c.policy, c.than)
-                lines.setdefault(key, []).append(f"{c.task} by {shown(c.worse)}")
+                lines.setdefault(key, []).append(f"{c.task} by {' and '.join(c.losses)}")
         return [
-            f"{budget} % of {length:,}: {policy} loses to {LABELS.get(than, than)} on {', '.join(words)} nats"
+            f"{budget} % of {length:,}: {policy} loses to {LABELS.get(than, than)} on {', '.join(words)}"
             for (length, budget, policy, than), words in lines.items()
         ]
 
@@ -164,6 +171,25 @@ class Series:
         theirs = self.costs(than, 100 if than == REFERENCE else budget)
         return mean([a - b for a, b in zip(self.costs(policy, budget), theirs, strict=True)])
 
+    def right(self, policy: str, budget: int) -> list[float]:
+        """Each context's share of right answers."""
+        return [fmean(s.right for s in scores) for scores in self.of(policy, budget)]
+
+    def fewer(self, policy: str, than: str, budget: int) -> Mean | None:
+        """How much smaller a policy's share of right answers is than another one's, paired; None for text."""
+        if self.task == "text":
+            return None
+        theirs = self.right(than, 100 if than == REFERENCE else budget)
+        return mean([b - a for a, b in zip(self.right(policy, budget), theirs, strict=True)])
+
+    def good(self, policy: str, budget: int) -> bool:
+        """Within one standard error of the best policy in nats, and of the best one in right answers."""
+        policies = self.plan.policies
+        nearest = min(policies, key=lambda name: fmean(self.costs(name, budget)))
+        surest = max(policies, key=lambda name: fmean(self.right(name, budget)))
+        fewer = self.fewer(policy, surest, budget)
+        return not above(self.worse(policy, nearest, budget)) and not (fewer and above(fewer))
+
     def rows(self) -> list[Row]:
         """The un-evicted model's row, then every policy's at every budget."""
         found = [self.row(REFERENCE, 100, self.length)]
@@ -196,9 +222,9 @@ class Series:
         for budget in self.plan.budgets(self.length):
             for name in self.plan.policies:
                 for than in rivals(name, self.plan.policies):
-                    worse = self.worse(name, than, budget)
+                    pair = self.worse(name, than, budget), self.fewer(name, than, budget)
                     found.append(
-                        Comparison(self.length, budget, self.task, name, than, worse, self.informative)
+                        Comparison(self.length, budget, self.task, name, than, *pair, self.informative)
                     )
         return found
 
@@ -215,6 +241,11 @@ def mean(values: Sequence[float]) -> Mean:
     count = len(values)
     error = stdev(values) / math.sqrt(count) if count > 1 else None
     return Mean(fmean(values), error, count)
+
+
+def above(value: Mean) -> bool:
+    """Greater than 0 by more than its standard error."""
+    return value.mean > (value.error or 0.0)
 
 
 def by_depth(scores: Sequence[Score]) -> tuple[AtDepth, ...]:
@@ -235,8 +266,8 @@ def advise(
 ) -> Advice:
     """The policy that is best, or within one standard error of the best, on most informative tasks.
 
-    Every task at every length counts once. Ties go to a policy that needs no queries, then to the one that is
-    best itself more often.
+    In nats and in right answers: the one must not hide the other. Every task at every length counts once. Ties
+    go to a policy that needs no queries, then to the one that is best itself more often.
     """
     judged = {(r.task, r.length) for r in rows if r.budget == budget and r.informative}
     good: dict[str, list[str]] = {name: [] for name in plan.policies}
@@ -246,12 +277,13 @@ def advise(
         best = min(plan.policies, key=lambda name: fmean(series.costs(name, budget)))
         first[best] += 1
         for name in plan.policies:
-            worse = series.worse(name, best, budget)
-            if worse.mean <= (worse.error or 0.0):
+            if series.good(name, budget):
                 good[name].append(f"{task} at {length:,}")
     if not judged:
         return Advice(budget, "", "the un-evicted model cannot do any of the tasks: use a better model")
     chosen = max(plan.policies, key=lambda name: (len(good[name]), needs[name] == 0, first[name]))
+    if not good[chosen]:
+        return Advice(budget, "", "no policy is near the best in nats and in right answers on any task")
     words = f"best or within one standard error of the best on {len(good[chosen])} of {len(judged)}"
     ties = [name for name in plan.policies if len(good[name]) == len(good[chosen]) and name != chosen]
     words += f" tasks and lengths ({', '.join(good[chosen])})"
@@ -264,5 +296,5 @@ def advise(
 
 
 def shown(value: Mean) -> str:
-    """A mean in nats with its error, as text."""
+    """A mean with its error, as text."""
     return f"{value.mean:.3f}" + ("" if value.error is None else f" ± {value.error:.3f}")

@@ -55,7 +55,7 @@ def test_differences_are_paired_by_context() -> None:
     assert (row.cost.mean, row.cost.error) == (1.0, 0.0)
     assert (row.nll.mean, row.nll.error) == (51.0, 50.0)
     worse = next(c for c in found.comparisons if (c.policy, c.than, c.task) == ("sinks", "lru", "text"))
-    assert (worse.worse.mean, worse.worse.error, worse.loses) == (1.5, 0.0, True)
+    assert (worse.worse.mean, worse.worse.error, worse.losses) == (1.5, 0.0, ["1.500 ± 0.000 nats"])
 
 
 def test_rivals_are_the_reference_protection_only_the_window_and_the_base() -> None:
@@ -68,7 +68,7 @@ def test_rivals_are_the_reference_protection_only_the_window_and_the_base() -> N
 def test_every_loss_is_said_per_base_and_task() -> None:
     lines = result(lambda cell: COSTS[cell.policy]).losses()
     assert (
-        "25 % of 1,024: caote(tova) loses to tova on text by 0.500 ± 0.000, needle by 0.500 ± 0.000 nats"
+        "25 % of 1,024: caote(tova) loses to tova on text by 0.500 ± 0.000 nats, needle by 0.500 ± 0.000 nats"
         in lines
     )
     assert any(
@@ -82,7 +82,7 @@ def test_a_difference_within_its_error_is_no_loss() -> None:
         lambda cell: COSTS[cell.policy] + (cell.policy == "keydiff") * (2.0 if cell.seed else -1.0)
     )
     (found,) = [c for c in found.comparisons if (c.policy, c.than, c.task) == ("keydiff", "lru", "needle")]
-    assert found.worse.mean == 0.0 and not found.loses
+    assert found.worse.mean == 0.0 and not found.losses
 
 
 def test_the_advice_is_the_best_on_most_tasks_and_its_reason() -> None:
@@ -96,6 +96,15 @@ def test_the_advice_is_the_best_on_most_tasks_and_its_reason() -> None:
         lambda cell: COSTS[cell.policy] - 5 * (cell.policy == "lru" and cell.task == "text")
     ).advice
     assert "as many as" in advice.reason and "not on " in advice.reason
+
+
+def test_fewer_right_answers_are_a_loss_and_cost_the_advice() -> None:
+    """keydiff is nearest in nats everywhere, and gets no needle right."""
+    wrong = lambda cell: not (cell.policy == "keydiff" and cell.task == "needle")  # noqa: E731
+    found = result(lambda cell: COSTS[cell.policy], right=wrong)
+    line = "25 % of 1,024: keydiff loses to lru (protection only) on needle by 1.000 ± 0.000 of the answers"
+    assert line in found.losses()
+    assert "1 of 2 tasks and lengths (text at 1,024); not on needle at 1,024" in found.advice[0].reason
 
 
 def test_ties_go_to_the_policy_without_queries(monkeypatch: pytest.MonkeyPatch) -> None:
