@@ -132,7 +132,7 @@ def run_task(engines: Engines, log: Log, samples: Samples, task: str, length: in
         shared: dict[int, Any] = {}
         reference: list[np.ndarray] = []
         for cell in dict.fromkeys([*cells[:1], *pending] if pending else []):  # the un-evicted model first
-            start, engine = time.monotonic(), engines.of(cell)
+            engine, start = engines.of(cell), time.monotonic()
             stops = {c: before_eviction(engines, c, sample) for c in pending if c.policy != REFERENCE}
             if cell.policy == REFERENCE:
                 shared = absorbed(engine, sample, sorted(set(stops.values())))

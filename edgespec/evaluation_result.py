@@ -266,8 +266,8 @@ def advise(
 ) -> Advice:
     """The policy that is best, or within one standard error of the best, on most informative tasks.
 
-    In nats and in right answers: the one must not hide the other. Every task at every length counts once. Ties
-    go to a policy that needs no queries, then to the one that is best itself more often.
+    In nats and in right answers: the one must not hide the other. Every task at every length counts once.
+    Ties go to a policy that needs no queries, then to the one that is best itself more often.
     """
     judged = {(r.task, r.length) for r in rows if r.budget == budget and r.informative}
     good: dict[str, list[str]] = {name: [] for name in plan.policies}
