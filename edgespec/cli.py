@@ -23,6 +23,7 @@ from edgespec.config import (
     BuildConfig,
     ChatConfig,
     CheckConfig,
+    EvalConfig,
     ExportConfig,
     GenerateConfig,
     InspectConfig,
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("error: interrupted\nhint:  nothing was left behind; run it again", file=sys.stderr)
+        print("error: interrupted\nhint:  nothing half-made was left behind; run it again", file=sys.stderr)
         return 130
     except Exception as error:
         traceback.print_exc()
@@ -202,6 +203,38 @@ def tune(config: TuneConfig, as_json: bool, progress: Progress) -> int:
     return 0
 
 
+def eval(config: EvalConfig, as_json: bool, progress: Progress) -> int:
+    """Measure what each eviction policy costs in quality, against the un-evicted model; ends with advice."""
+    config.check()
+    from pathlib import Path
+
+    from edgespec.bundle import open_bundle
+
+    with progress.stage("checksums"):
+        bundle = open_bundle(config.bundle)
+    engine = _load("edgespec.runtime.engine", "Engine")
+    write_policy = _load("edgespec.exporters.commit", "write_policy")
+    render = _load("edgespec.runtime.text", "render")
+    from edgespec.evaluation import evaluate
+    from edgespec.evaluation_plots import heat_maps
+    from edgespec.evaluation_report import to_table, write
+
+    result = evaluate(bundle, config, engine, write_policy, render, progress)
+    folder = Path(config.output)
+    try:
+        pictures = heat_maps(result, folder)
+    except ModuleNotFoundError as error:
+        progress.note(f"no heat maps: {error.name} is not installed; pip install 'edgespec[plots]'")
+        pictures = []
+    write(result, folder, pictures)
+    if as_json:
+        _print_json("eval", result.to_json())
+    else:
+        print(to_table(result), end="")
+    progress.note(f"next: open {folder / 'report.html'}")
+    return 0
+
+
 def push(config: PushConfig, as_json: bool, progress: Progress) -> int:
     """Copy a bundle and the runtime to a device, check and tune it there, and say what to type next.
 
@@ -257,6 +290,7 @@ COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
     (generate, GenerateConfig),
     (chat, ChatConfig),
     (tune, TuneConfig),
+    (eval, EvalConfig),
     (build, BuildConfig),
     (push, PushConfig),
 )

@@ -10,13 +10,14 @@ import argparse
 import os
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self, get_args, get_type_hints
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from edgespec.bundle import check_output
 from edgespec.errors import InputError
 from edgespec.policy import NAMES as POLICIES
 from edgespec.policy import check as check_policy
 from edgespec.spec import DEVICES, PRECISIONS
+from edgespec.task_words import NAMES as TASKS
 
 FORMATS = ("onnx",)
 DEVICE_PRECISIONS = {"cpu": PRECISIONS, "npu": ("int4", "fp16")}
@@ -268,6 +269,57 @@ class TuneConfig:
         return self
 
 
+@dataclass(frozen=True)
+class EvalConfig:
+    """`edgespec eval`: whose policies to evaluate, on what, and where the results go."""
+
+    bundle: str = _flag("folder of the bundle", positional=True)
+    output: str = _flag("folder of the results; a run that was stopped goes on there", short="-o")
+    policies: tuple[str, ...] = _flag(
+        "policies to evaluate beside lru and sinks (default: all that the bundle can run)", ()
+    )
+    tasks: tuple[str, ...] = _flag(f"some of {', '.join(TASKS)} (default: all)", ())
+    lengths: tuple[int, ...] = _flag("context lengths in tokens (default: 1024 and 2048, as they fit)", ())
+    budgets: tuple[int, ...] = _flag("budgets in percent of the length (default: 25, 50 and 75)", ())
+    seeds: int = _flag("contexts of each task and length: the error bars are over them", 3)
+    sinks: int | None = _flag("first positions that are never evicted (default: the bundle's)", None)
+    recent: int | None = _flag("newest rows that are never evicted (default: the bundle's)", None)
+    text: str | None = _flag("text file for contexts and perplexity (default: the shipped WikiText-2)", None)
+    threads: int = _flag(THREADS, 0)
+
+    def check(self) -> EvalConfig:
+        """Itself, or an InputError for the first value that cannot work without looking at the bundle."""
+        if "none" in self.policies:
+            raise InputError(
+                "policy 'none' is what the others are compared with, and always runs",
+                "leave it out of --policies",
+            )
+        for name in self.policies:
+            _one_of("policy", name, tuple(p for p in POLICIES if p != "none"))
+        for name in self.tasks:
+            _one_of("task", name, TASKS)
+        for name in ("policies", "tasks"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise InputError(f"{name} names one twice", f"name each once in {_flag_name(name)}")
+        for name in ("lengths", "budgets"):
+            _ascending(name, getattr(self, name))
+        for percent in self.budgets:
+            _between("budgets", percent, 1, 99)
+        for length in self.lengths:
+            _between("lengths", length, 16, LARGEST_BUDGET)
+        _between("seeds", self.seeds, 1, 1000)
+        _between("sinks", self.sinks or 0, 0, LARGEST_BUDGET)
+        _between("recent", self.recent or 0, 0, LARGEST_BUDGET)
+        _between("threads", self.threads, 0, 256)
+        _check_file("text", self.text)
+        parent = os.path.dirname(os.path.abspath(self.output))
+        if not os.path.isdir(parent):
+            raise InputError(f"{parent}, where the results should go, is not a folder", f"mkdir -p {parent}")
+        if os.path.lexists(self.output) and not os.path.isdir(self.output):
+            raise InputError(f"{self.output} exists and is no folder", "choose another folder with -o")
+        return self
+
+
 def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
     """Give the parser one argument for each field of a config."""
     hints = get_type_hints(kind)
@@ -294,7 +346,14 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any) -> None:
         shown = _listed(item.default) if isinstance(item.default, tuple) else item.default
         extra["help"] += f" (default: {shown})"
     if "choices" not in extra:
-        extra["metavar"] = {int: "N", float: "X", tuple[int, ...]: "N,N,..."}.get(hint, item.name.upper())
+        words = {
+            int: "N",
+            int | None: "N",
+            float: "X",
+            tuple[int, ...]: "N,N,...",
+            tuple[str, ...]: "NAME,...",
+        }
+        extra["metavar"] = words.get(hint, item.name.upper())
     parser.add_argument(*names, type=_parser_of(hint), **extra)
 
 
@@ -308,10 +367,9 @@ def from_values(kind: type, values: dict[str, Any]) -> Any:
             raise InputError(f"{item.name} is missing", f"give {_flag_name(item.name)}")
     for name, value in values.items():
         wanted = get_args(hints[name]) or (hints[name],)
-        is_list = hints[name] == tuple[int, ...]
         right = (
-            isinstance(value, tuple) and all(type(v) is int for v in value)
-            if is_list
+            isinstance(value, tuple) and all(type(v) is wanted[0] for v in value)
+            if get_origin(hints[name]) is tuple
             else type(value) in wanted
         )
         if not right:
@@ -324,7 +382,11 @@ def from_values(kind: type, values: dict[str, Any]) -> Any:
 def _parser_of(hint: Any) -> Any:
     if hint in (int, float):
         return hint
-    return _int_list if hint == tuple[int, ...] else str
+    return {int | None: int, tuple[int, ...]: _int_list, tuple[str, ...]: _word_list}.get(hint, str)
+
+
+def _word_list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _int_list(text: str) -> tuple[int, ...]:

@@ -31,8 +31,8 @@ def to_table(cost: BundleCost) -> str:
         models.add_column(name, justify="right")
     for m in cost.models:
         precision = ", ".join(f"{part} {form}" for part, form in m.precision.items())
-        sizes = (m.bytes_weights, m.bytes_kv, m.bytes_policy, m.bytes_graphs)
-        models.add_row(m.model, precision, *map(_mib, sizes))
+        columns = (m.bytes_weights, m.bytes_kv, m.bytes_policy, m.bytes_graphs)
+        models.add_row(m.model, precision, *(_mib(size) for size in columns))
     out = io.StringIO()
     console = Console(file=out, width=120, highlight=False, markup=False)
     console.print(f"{cost.bundle} for {cost.device}\n")

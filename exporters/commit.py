@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import onnx_ir as ir
 import torch
@@ -72,9 +73,8 @@ class Policy(nn.Module):
         queries, carried = given.get("queries"), given.get("carried")
         if carried is not None:  # a smaller bucket's buffers have fewer rows than it has places
             carried = carried[:, : parts["keys"].shape[1]]
-        layer = observed(
-            Layer(**parts, end=end, queries=queries, carried=carried, softcap=self.softcap), cache
-        )
+        layer = Layer(**parts, end=end, queries=queries, carried=carried, softcap=self.softcap)
+        layer = observed(layer, cache)
         if self.kind == "observe":
             return (layer.carried,)
         made = [kept := keep(layer, cache)]
@@ -97,7 +97,9 @@ def policy_graph(
     kind: str, spec: ModelSpec, cache: CacheSpec, file: str, bucket: int | None = None
 ) -> tuple[ir.Model, GraphSpec]:
     """A `commit` graph (over the largest bucket's buffers), or an `observe` graph of a bucket; every
-    full-attention layer runs it on its own buffers.
+    full-attention layer runs it on its own.
+
+    The budget may be smaller than that bucket: a graph reads the first M = N + B rows.
     """
     bucket = bucket or cache.buckets[-1]
     inputs = policy_inputs(kind, reads(cache, kind), spec, cache, bucket)
@@ -111,12 +113,11 @@ def exported(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[T
     """The module's graph with these tensors."""
     noise = torch.Generator().manual_seed(0)
     examples = tuple(
-        torch.ones(t.shape, dtype=torch.int32)
-        if t.dtype == "int32"
-        else torch.randn(t.shape, generator=noise)
+        torch.ones(1, dtype=torch.int32) if t.name == "count" else torch.randn(t.shape, generator=noise)
         for t in inputs
     )
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    for name in ("onnxscript", "torch.onnx"):  # or every graph comes with lines about torchvision
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -138,6 +139,14 @@ def exported(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[T
     ):
         noted.metadata_props.clear()  # the exporter's notes: stack traces, with this machine's paths
     return model
+
+
+def write_policy(prefix: Path, spec: ModelSpec, cache: CacheSpec) -> tuple[GraphSpec, ...]:
+    """Write the graphs of a policy that no bundle was exported with; their files are whole paths."""
+    made = policy_graphs(str(prefix), spec, cache)
+    for model, graph in made:
+        ir.save(model, graph.file)
+    return tuple(graph for _, graph in made)
 
 
 def policy_graphs(name: str, spec: ModelSpec, cache: CacheSpec) -> list[tuple[ir.Model, GraphSpec]]:

@@ -7,6 +7,7 @@ nothing of text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,20 @@ from edgespec.errors import BackendError, InputError
 from edgespec.spec import GraphSpec, ModelEntry
 
 NUMPY = {"float32": np.float32, "int32": np.int32}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What an engine had absorbed: its count, its position and copies of every cache's filled rows, and of
+    what its policy keeps beside them.
+    """
+
+    count: int
+    position: int
+    observed: int
+    caches: dict[str, list[np.ndarray]]
+    queries: np.ndarray
+    carried: np.ndarray
 
 
 class Engine:
@@ -42,6 +57,35 @@ class Engine:
         self.count, self.position, self.observed = 0, 0, 0
         self.carried[:] = 0
         self._lay(bucket or self.cache.buckets[0])
+
+    def over(self, entry: ModelEntry) -> Engine:
+        """An engine with empty caches of another budget or policy over the same opened graphs."""
+        other = Engine(self.folder, entry, self.threads)
+        other.sessions = self.sessions
+        return other
+
+    def snapshot(self) -> Snapshot:
+        """What `restore` goes back to, however much is absorbed or evicted in between."""
+        filled = {
+            part: [buffer[:, :, : self.count].copy() for buffer in buffers]
+            for part, buffers in self.caches.items()
+        }
+        beside = self.queries.copy(), self.carried.copy()
+        return Snapshot(self.count, self.position, self.observed, filled, *beside)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """The caches of a snapshot of this engine; the graphs' bindings stay.
+
+        Or of one of another policy over as large buffers, where nothing was evicted and no row is in the
+        block that this one evicts first: then what the other kept beside rows is of no use.
+        """
+        self.count, self.position, self.observed = snapshot.count, snapshot.position, snapshot.observed
+        for own, theirs in ((self.queries, snapshot.queries), (self.carried, snapshot.carried)):
+            if own.shape == theirs.shape:
+                own[:] = theirs
+        for part, buffers in self.caches.items():
+            for buffer, rows in zip(buffers, snapshot.caches[part], strict=True):
+                buffer[:, :, : self.count] = rows
 
     def close(self) -> None:
         """Give back the memory of the graphs (ONNX Runtime keeps each one's weights).
@@ -216,7 +260,7 @@ class Engine:
 
     def _run_policy(self, kind: str, layer: int) -> list[np.ndarray]:
         """keep [KV,N] of a commit graph, and new_carried [H,M] where there is one."""
-        bucket = self.cache.budget if kind == "commit" else self.bucket
+        bucket = self.cache.buckets[-1] if kind == "commit" else self.bucket
         graph = self.graphs[kind, self.cache.block, bucket]
         given = self._layer(layer)
         wanted = [t.name for t in graph.outputs if not t.name.startswith("kept_")]

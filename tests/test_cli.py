@@ -56,6 +56,19 @@ TABLE = [
     ),
     (["inspect", "{x}"], 2, "error: no bundle at {x}\nhint:  make one: edgespec export TARGET -o {x}\n"),
     (["check", "{x}"], 2, "error: no bundle at {x}\n"),
+    (["eval", "{x}"], 2, "are required: -o/--output\nhint:  see edgespec eval --help\n"),
+    (["eval", "{x}", "-o", "{x}.out"], 2, "error: no bundle at {x}\n"),
+    (
+        ["eval", "{x}", "-o", "{x}.out", "--policies", "keydiff,fly"],
+        2,
+        "error: unknown policy 'fly'\nhint:  use one of: ",
+    ),
+    (
+        ["eval", "{x}", "-o", "{x}.out", "--tasks", "fly"],
+        2,
+        "error: unknown task 'fly'\nhint:  use one of: text, ",
+    ),
+    (["eval", "{x}", "-o", "{x}.out", "--budgets", "0"], 2, "error: budgets 0 is not 1 to 99\n"),
     (["generate", "{x}", "hello"], 2, "error: no bundle at {x}\n"),
     (["generate", "{x}", ""], 2, "error: the prompt is empty\n"),
     (

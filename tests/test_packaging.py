@@ -39,7 +39,10 @@ def test_every_module_and_data_file_is_there(wheel: zipfile.ZipFile) -> None:
     there = set(wheel.namelist())
     for folder, place in FOLDERS.items():
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".toml", ".txt", ".json", ".cpp", ".h") or path.name == "py.typed":
+            if (
+                path.suffix in (".py", ".toml", ".txt", ".json", ".html", ".cpp", ".h")
+                or path.name == "py.typed"
+            ):
                 inside = path.relative_to(ROOT / folder).as_posix()
                 where = REGISTER if path.parent.name == "optimum_register" else place
                 assert f"{where}/{path.name if where == REGISTER else inside}" in there

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.config import CheckConfig, ExportConfig, GenerateConfig, add_flags, from_values
+from edgespec.config import CheckConfig, EvalConfig, ExportConfig, GenerateConfig, add_flags, from_values
 from edgespec.errors import InputError
 from edgespec.policy import NAMES
 from tests.helpers.bundles import make
@@ -163,6 +163,18 @@ def test_flags_are_the_fields() -> None:
     )
     assert (values["widths"], values["draft_budget"], values["buckets"]) == ((2, 16), 64, ())
     assert from_values(ExportConfig, values) == ExportConfig("demo", "x", widths=(2, 16), draft_budget=64)
+
+
+def test_lists_of_words_and_numbers_that_may_be_missing() -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, EvalConfig)
+    plain = from_values(EvalConfig, vars(parser.parse_args(["b", "-o", "x"])))
+    assert plain == EvalConfig("b", "x") and (plain.policies, plain.sinks) == ((), None)
+    words = ["b", "-o", "x", "--policies", "keydiff, sinks", "--sinks", "0", "--tasks", "text"]
+    given = from_values(EvalConfig, vars(parser.parse_args(words)))
+    assert (given.policies, given.sinks, given.tasks) == (("keydiff", "sinks"), 0, ("text",))
+    with pytest.raises(InputError, match=r"policies is .* which has the wrong type"):
+        from_values(EvalConfig, {"bundle": "b", "output": "x", "policies": (1,)})
 
 
 def test_small_configs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from edgespec.exporters.commit import keep, policy_graph
+from edgespec.exporters.commit import keep, policy_graph, write_policy
 from edgespec.exporters.scores import SCORES, Layer
 from edgespec.spec import CacheSpec, ModelSpec
 from tests.helpers.oracle import keydiff_scores, survivors
@@ -108,6 +109,25 @@ def test_graph_and_eager_code_keep_what_the_equation_keeps(graph: Graph) -> None
         for part, got in zip((keys, values), rows, strict=what.contract == "rows"):
             assert np.array_equal(got[0], np.stack([part[h, places[h]].numpy() for h in range(KV)]))
     assert decided >= 5
+
+
+@pytest.mark.parametrize("contract", ["append", "rows"])
+def test_a_budget_below_the_largest_bucket_reads_its_buffers(contract: str, tmp_path: Path) -> None:
+    """A bundle's step graphs serve smaller budgets: it takes their buffers and reads the first M rows."""
+    small = cache("keydiff", contract, 16, 8, 2, 4)
+    large = dataclasses.replace(small, buckets=(64,))
+    keys, values = random_keys(small.slots), random_keys(small.slots, 1)
+    wanted = Graph(small, tmp_path)(keys, values)
+    (spec,) = write_policy(tmp_path / "large", SPEC, large)
+    assert spec.file == str(tmp_path / "large-commit.onnx")
+    assert {t.shape[2] for t in spec.inputs} == {large.rows(64)}
+    feeds = {}
+    for name, rows in (("keys", keys), ("values", values)):
+        feeds[name] = np.full((1, KV, large.rows(64), DIM), np.nan, np.float32)
+        feeds[name][0, :, : small.slots] = rows.numpy()
+    session = ort.InferenceSession(spec.file, providers=["CPUExecutionProvider"])
+    got = session.run(None, {t.name: feeds[t.name] for t in spec.inputs})
+    assert all(np.array_equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
 def test_each_head_keeps_its_own_and_eviction_is_a_choice(graph: Graph) -> None:

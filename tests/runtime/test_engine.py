@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,26 @@ def test_a_rejected_row_leaves_no_trace(
     plain, drafted = run([]), run([7, 8, 9])
     assert np.array_equal(plain[1], drafted[1])
     assert all(np.array_equal(a, b) for a, b in zip(plain[0], drafted[0], strict=True))
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_a_snapshot_is_gone_back_to_after_an_eviction(
+    sources: dict[str, Checkpoint], tmp_path: Path, contract: str
+) -> None:
+    """And an engine over the same graphs with another cache leaves it alone."""
+    engine = tiny.export_tiny(sources["llama"], cache(contract), tmp_path)
+    engine.prefill(TOKENS[: BUDGET + BLOCK - 2])
+    before, snapshot = filled(engine), engine.snapshot()
+    first = engine.prefill(TOKENS[50:60])
+    assert engine.count != engine.position
+    other = engine.over(dataclasses.replace(engine.entry, cache=cache(contract, "none")))
+    other.prefill(TOKENS[:20])
+    assert (other.count, other.sessions is engine.sessions) == (20, True)
+    for _ in range(2):
+        engine.restore(snapshot)
+        assert (engine.count, engine.position) == (BUDGET + BLOCK - 2, BUDGET + BLOCK - 2)
+        assert all(map(np.array_equal, filled(engine), before))
+        assert np.array_equal(engine.prefill(TOKENS[50:60]), first)
 
 
 @pytest.mark.parametrize("contract", CONTRACTS)
