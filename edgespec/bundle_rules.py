@@ -16,6 +16,7 @@ from edgespec.spec import (
     KINDS,
     LAYER_CLASSES,
     MODELS,
+    POSITIONS,
     PRECISIONS,
     STEPS,
     CacheSpec,
@@ -99,6 +100,7 @@ def _check_cache(cache: CacheSpec, device: str, where: str) -> None:
     _known(cache.contract, CONTRACTS, f"{where}.contract")
     if device == "npu" and cache.contract != "rows":
         raise _fault(f"{where}.contract", "is append, which no npu can run")
+    _known(cache.positions, POSITIONS, f"{where}.positions")
     if not 1 <= cache.block <= cache.budget:
         raise _fault(f"{where}.block", f"is {cache.block}, not 1 to the budget {cache.budget}")
     if cache.slots > MOST_SLOTS:

@@ -16,7 +16,7 @@ from edgespec.bundle import check_output
 from edgespec.errors import InputError
 from edgespec.policy import NAMES as POLICIES
 from edgespec.policy import check as check_policy
-from edgespec.spec import DEVICES, PRECISIONS
+from edgespec.spec import DEVICES, POSITIONS, PRECISIONS
 from edgespec.task_words import NAMES as TASKS
 
 FORMATS = ("onnx",)
@@ -47,6 +47,11 @@ class ExportConfig:
     sinks: int = _flag("first positions that are never evicted", 4)
     recent: int = _flag("newest rows that are never evicted", 32)
     window: int | None = _flag("last queries of a block that snapkv scores by (default: up to 32)", None)
+    positions: str = _flag(
+        "absolute, or compact: commits turn keys to their place in the cache, and a text may go on for ever",
+        "absolute",
+        choices=POSITIONS,
+    )
     buckets: tuple[int, ...] = _flag("further, smaller cache budgets with their own graphs", ())
     truncate_window: bool = _flag("allow a budget below the model's sliding window", False)
     device: str = _flag("where the bundle runs", "cpu", choices=DEVICES)
@@ -108,6 +113,7 @@ class ExportConfig:
         _ascending("buckets", self.buckets)
         check_policy(self.policy, self.sinks, self.recent, self.budget, self.block)
         _between("window", self.observed, 1, self.block)
+        _one_of("positions", self.positions, POSITIONS)
 
     def _check_draft(self) -> None:
         if self.draft is None:

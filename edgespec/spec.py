@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from edgespec.errors import BundleError
 
 CONTRACTS = ("rows", "append")
+POSITIONS = ("absolute", "compact")
 STEPS = ("prefill", "verify", "decode", "draft")
 KINDS = (*STEPS, "observe", "commit")
 DEVICES = ("cpu", "npu")
@@ -47,7 +48,8 @@ class ModelSpec:
 @dataclass(frozen=True)
 class CacheSpec:
     """A cache's facts: M = budget + block slots, the policy that empties it, who appends (`contract`), and
-    how many of each block's last queries are kept for the policy (`queries`).
+    how many of each block's last queries are kept for the policy (`queries`). `positions`: a row keeps the
+    position it came with (absolute), or every commit turns keys to their place in the cache (compact).
     """
 
     contract: str
@@ -59,6 +61,7 @@ class CacheSpec:
     buckets: tuple[int, ...]
     widest: int
     queries: int = 0
+    positions: str = "absolute"
 
     @property
     def slots(self) -> int:
@@ -218,18 +221,24 @@ def policy_inputs(
     return tuple(given + ([TensorSpec("count", "int32", (1,))] if kind == "observe" else []))
 
 
+def kept_parts(cache: CacheSpec) -> tuple[str, ...]:
+    """What a commit graph gives of the rows that stay: all for an NPU, and keys that it turned."""
+    return (
+        ("keys", "values") if cache.contract == "rows" else ("keys",) if cache.positions == "compact" else ()
+    )
+
+
 def policy_outputs(
     kind: str, reads: Collection[str], model: ModelSpec, cache: CacheSpec
 ) -> tuple[TensorSpec, ...]:
-    """Outputs of a `commit` graph: keep [KV,N], under the `rows` contract the kept rows [1,KV,N,d]; of it and
-    of `observe`: new_carried [H,M] where the policy carries a score, 0 for slots that are free.
+    """Outputs of a `commit` graph: keep [KV,N], and kept rows [1,KV,N,d] (kept_parts); of it and of
+    `observe`: new_carried [H,M] where the policy carries a score, 0 for slots that are free.
     """
     made: list[TensorSpec] = []
     if kind == "commit":
         made.append(TensorSpec("keep", "int32", (model.kv_heads, cache.budget)))
-        if cache.contract == "rows":
-            kept = (1, model.kv_heads, cache.budget, model.head_dim)
-            made += [TensorSpec(name, "float32", kept) for name in ("kept_keys", "kept_values")]
+        kept = (1, model.kv_heads, cache.budget, model.head_dim)
+        made += [TensorSpec(f"kept_{part}", "float32", kept) for part in kept_parts(cache)]
     if "carried" in reads:
         made.append(TensorSpec("new_carried", "float32", (model.heads, cache.slots)))
     return tuple(made)

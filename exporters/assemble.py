@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 from edgespec.bundle import SCHEMA
+from edgespec.errors import InputError
 from edgespec.exporters.build import Builder
 from edgespec.exporters.checkpoint import Checkpoint, Grid, Tokenizer, layer_of
-from edgespec.exporters.commit import policy_graphs
+from edgespec.exporters.commit import Turn, policy_graphs
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.lower_onnx import Lowering, Storage, Target
 from edgespec.exporters.program import Program, build_program
@@ -190,7 +191,8 @@ def export_model(
         for done, (kind, width, bucket) in enumerate(jobs):
             graphs.append(step_graph(job, program, source, kind, width, bucket, folder))
             advance(done + 1, len(jobs))
-        for model, graph in policy_graphs(job.name, job.spec, job.cache):
+        turn = turn_of(program, job.spec, job.cache.block) if job.cache.positions == "compact" else None
+        for model, graph in policy_graphs(job.name, job.spec, job.cache, turn):
             ir.save(model, folder / graph.file)
             graphs.append(graph)
     with progress.stage(f"{job.name}: weights") as advance:
@@ -211,6 +213,22 @@ def export_model(
         True,
     )
     return entry, source
+
+
+def turn_of(program: Program, spec: ModelSpec, block: int) -> Turn:
+    """By which angles a commit turns keys; InputError where layers do not all turn alike."""
+    ropes: list[Any] = [n.inputs[1].producer() for n in program.graph if n.op_type == "Attend"]
+    tables: list[Any] = [[v.producer() for v in n.inputs[1:3]] for n in ropes if n and n.op_type == "Rope"]
+    names = {tuple(e.inputs[0].name for e in pair if e is not None) for pair in tables}
+    kinds = {n.attributes["interleaved"].value for n in ropes if n and n.op_type == "Rope"}
+    if len(tables) < spec.layers or len(names) != 1 or len(kinds) != 1:
+        raise InputError(
+            f"compact positions need layers that all turn their keys alike; those of {spec.family} do not",
+            "leave --positions out",
+        )
+    cos, sin = (program.constants[name][: block + 1].double() for name in names.pop())
+    scale = cos[:1]  # what the model multiplies its angles with: the cosine of 0
+    return Turn((cos / scale).float(), (sin / scale).float(), bool(kinds.pop()))
 
 
 def save_ids(job: Job, folder: Path) -> str:

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from edgespec.exporters.scores import Layer, carrying, score_of
-from edgespec.spec import CacheSpec, GraphSpec, ModelSpec, TensorSpec, policy_inputs, policy_outputs
+from edgespec.spec import (
+    CacheSpec,
+    GraphSpec,
+    ModelSpec,
+    TensorSpec,
+    kept_parts,
+    policy_inputs,
+    policy_outputs,
+)
 
 PROTECTED = 3e4  # above every score, and finite in fp16
 
@@ -58,18 +67,50 @@ def survivors(carried: Tensor, kept: Tensor, cache: CacheSpec) -> Tensor:
     return nn.functional.pad(carried.gather(1, index), (0, cache.block))
 
 
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """The angles of 0..B positions, cos and sin [B+1,r], and which dimensions turn together."""
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
+
+    def back(self, keys: Tensor, steps: Tensor) -> Tensor:
+        """Keys [KV,N,d] that turned with their position, so many positions back [KV,N]: k · R(-steps).
+
+        Turns add up (RoFormer, arXiv 2104.09864), so the key is that of the earlier position.
+        """
+        c, s, r = self.cos[steps.long()], self.sin[steps.long()], self.cos.shape[-1]
+        head, tail = keys[..., : 2 * r], keys[..., 2 * r :]
+        a, b = (head[..., 0::2], head[..., 1::2]) if self.interleaved else (head[..., :r], head[..., r:])
+        pair = (a * c + b * s, b * c - a * s)
+        turned = torch.stack(pair, -1).flatten(-2) if self.interleaved else torch.cat(pair, -1)
+        return torch.cat([turned, tail], -1) if tail.shape[-1] else turned
+
+
+def moved(keys: Tensor, kept: Tensor, turn: Turn | None) -> Tensor:
+    """The kept keys [KV,N,d] of keys [KV,M,d]; with a turn, as if their places were their positions."""
+    index = kept.long().unsqueeze(-1).expand(-1, -1, keys.shape[-1])
+    rows = keys.gather(1, index)
+    return rows if turn is None else turn.back(rows, kept - torch.arange(kept.shape[1]))
+
+
 class Policy(nn.Module):
     """A layer's tensors by name, as `policy_inputs` lists them, to those that `policy_outputs` lists."""
 
-    def __init__(self, kind: str, cache: CacheSpec, softcap: float, names: list[str]) -> None:
+    def __init__(
+        self, kind: str, cache: CacheSpec, softcap: float, names: list[str], turn: Turn | None
+    ) -> None:
         super().__init__()
-        self.kind, self.cache, self.softcap, self.names = kind, cache, softcap, names
+        self.kind, self.cache, self.softcap, self.names, self.turn = kind, cache, softcap, names, turn
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """See the class; rows beyond the filled ones are left alone."""
         given, cache = dict(zip(self.names, tensors, strict=True)), self.cache
         end: int | Tensor = given.get("count", cache.slots)
-        parts = {part: given[part][0, :, : cache.slots] for part in ("keys", "values") if part in given}
+        parts: dict[str, Any] = {
+            part: given[part][0, :, : cache.slots] for part in ("keys", "values") if part in given
+        }
         queries, carried = given.get("queries"), given.get("carried")
         if carried is not None:  # a smaller bucket's buffers have fewer rows than it has places
             carried = carried[:, : parts["keys"].shape[1]]
@@ -78,9 +119,8 @@ class Policy(nn.Module):
         if self.kind == "observe":
             return (layer.carried,)
         made = [kept := keep(layer, cache)]
-        if cache.contract == "rows":
-            index = kept.long().unsqueeze(-1).expand(-1, -1, layer.keys.shape[-1])
-            made += [parts[part].gather(1, index)[None] for part in ("keys", "values")]
+        for part in kept_parts(cache):
+            made.append(moved(parts[part], kept, self.turn if part == "keys" else None)[None])
         if layer.carried is not None:
             made.append(survivors(layer.carried, kept, cache))
         return tuple(made)
@@ -94,7 +134,12 @@ def reads(cache: CacheSpec, kind: str = "commit") -> set[str]:
 
 
 def policy_graph(
-    kind: str, spec: ModelSpec, cache: CacheSpec, file: str, bucket: int | None = None
+    kind: str,
+    spec: ModelSpec,
+    cache: CacheSpec,
+    file: str,
+    bucket: int | None = None,
+    turn: Turn | None = None,
 ) -> tuple[ir.Model, GraphSpec]:
     """A `commit` graph (over the largest bucket's buffers), or an `observe` graph of a bucket; every
     full-attention layer runs it on its own.
@@ -104,7 +149,7 @@ def policy_graph(
     bucket = bucket or cache.buckets[-1]
     inputs = policy_inputs(kind, reads(cache, kind), spec, cache, bucket)
     outputs = policy_outputs(kind, reads(cache, kind), spec, cache)
-    module = Policy(kind, cache, spec.softcap, [t.name for t in inputs])
+    module = Policy(kind, cache, spec.softcap, [t.name for t in inputs], turn)
     model = exported(module, inputs, outputs)
     return model, GraphSpec(file, kind, cache.block, bucket, inputs, outputs)
 
@@ -149,11 +194,13 @@ def write_policy(prefix: Path, spec: ModelSpec, cache: CacheSpec) -> tuple[Graph
     return tuple(graph for _, graph in made)
 
 
-def policy_graphs(name: str, spec: ModelSpec, cache: CacheSpec) -> list[tuple[ir.Model, GraphSpec]]:
-    """All graphs of a model's policy; none where it does not evict."""
+def policy_graphs(
+    name: str, spec: ModelSpec, cache: CacheSpec, turn: Turn | None = None
+) -> list[tuple[ir.Model, GraphSpec]]:
+    """All graphs of a model's policy; none where it does not evict. Compact positions need the turn."""
     if cache.policy == "none":
         return []
-    made = [policy_graph("commit", spec, cache, f"{name}-commit.onnx")]
+    made = [policy_graph("commit", spec, cache, f"{name}-commit.onnx", turn=turn)]
     for bucket in cache.buckets if carrying(cache.policy) else ():
         size = f"-{bucket}" if len(cache.buckets) > 1 else ""
         made.append(policy_graph("observe", spec, cache, f"{name}-observe{size}.onnx", bucket))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from edgespec.exporters.attention import StepCache
-from edgespec.exporters.commit import PROTECTED, keep, observed, ranked, reads, survivors
+from edgespec.exporters.commit import PROTECTED, Turn, keep, moved, observed, ranked, reads, survivors
+from edgespec.exporters.recognise import AngleTable
 from edgespec.exporters.scores import Layer, carrying
 from edgespec.exporters.step import Step, prepare, ready
 from edgespec.spec import ModelEntry
@@ -102,12 +103,14 @@ def compare_evicting(
     """
     spec, cache = entry.spec, entry.cache
     tokens = list(tokens)[: min(len(tokens), cache.slots + cache.block + 8)]
-    step, state = Step(prepare(model), spec.layers), Reference(entry)
+    step = Step(prepare(model), spec.layers)
+    state = Reference(entry, turn_of(model, cache.block) if cache.positions == "compact" else None)
     want: list[Tensor] = []
     with ready(model, spec):
         for position, token in enumerate(tokens):
             one = lambda n: torch.tensor([n])  # noqa: E731
-            place, row = one(position)[None], one(0)
+            place = one(state.count if cache.positions == "compact" else position)[None]
+            row = one(0)
             logits, made = step.run(one(token)[None], place, row, one(state.count), state.caches)
             want.append(logits[0, 0] if ids is None else logits[0, 0, torch.from_numpy(ids.astype(np.int64))])
             state.take(made)
@@ -119,11 +122,18 @@ def compare_evicting(
     return difference, state.evictions
 
 
+def turn_of(model: Any, block: int) -> Turn:
+    """The angles of a prepared model whose layers all turn alike."""
+    (table,) = (module for module in model.modules() if isinstance(module, AngleTable))
+    cos, sin = (table.values[name][: block + 1].double() for name in ("cos", "sin"))
+    return Turn((cos / cos[:1]).float(), (sin / cos[:1]).float(), table.interleaved)
+
+
 class Reference:
     """Caches of exactly M rows a layer as plain tensors, and what the policy reads beside them."""
 
-    def __init__(self, entry: ModelEntry) -> None:
-        self.spec, self.cache = entry.spec, entry.cache
+    def __init__(self, entry: ModelEntry, turn: Turn | None) -> None:
+        self.spec, self.cache, self.turn = entry.spec, entry.cache, turn
         shape = (1, self.spec.kv_heads, self.cache.slots, self.spec.head_dim)
         self.caches = [torch.zeros(shape) for _ in range(2 * self.spec.layers)]
         self.queries: list[list[Tensor]] = [[] for _ in range(self.spec.layers)]
@@ -160,9 +170,8 @@ class Reference:
                 kept = keep(seen, cache).long()
                 self.carried[layer] = survivors(seen.carried, kept, cache)
         if full:
-            index = kept.unsqueeze(-1).expand(-1, -1, keys.shape[-1])
-            for buffer in (keys, values):
-                buffer[0, :, : cache.budget] = buffer[0].gather(1, index)
+            for buffer, turn in ((keys, self.turn), (values, None)):
+                buffer[0, :, : cache.budget] = moved(buffer[0], kept, turn)
 
 
 def misplaced(given: dict[str, np.ndarray], kept: np.ndarray, entry: ModelEntry) -> int:

@@ -115,6 +115,11 @@ def cache_spec(config: ExportConfig, spec: ModelSpec, name: str, source: str) ->
             if 2 * config.block <= spec.positions
             else f"use --block {spec.positions // 2} or less",
         )
+    if config.positions == "compact" and window:
+        raise InputError(
+            f"compact positions need layers that all attend to the whole cache; {source} has sliding windows",
+            "leave --positions out",
+        )
     policy = config.draft_policy if draft else config.policy
     return CacheSpec(
         "append" if config.device == "cpu" else "rows",
@@ -126,6 +131,7 @@ def cache_spec(config: ExportConfig, spec: ModelSpec, name: str, source: str) ->
         (budget,) if draft else config.all_buckets,
         config.block,
         queries(policy, config.block, config.observed),
+        config.positions,
     )
 
 

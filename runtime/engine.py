@@ -103,6 +103,11 @@ class Engine:
         left = self.cache.slots - self.count
         return (left - 1) % self.cache.block + 1 if left and self.carried.size else left
 
+    @property
+    def _place(self) -> int:
+        """The position of the next token: of the text, or in the cache where positions are compact."""
+        return self.count if self.cache.positions == "compact" else self.position
+
     def widths(self, kind: str) -> list[int]:
         """The exported widths of a kind, ascending."""
         return sorted({g.width for g in self.entry.graphs if g.kind == kind})
@@ -126,7 +131,7 @@ class Engine:
                 f"{rows} tokens in a call of width {width} with {self.free} free rows",
                 "clamp the call to Engine.free rows",
             )
-        if self.position + rows > self.spec.positions:
+        if self._place + rows > self.spec.positions:
             raise InputError(
                 f"position {self.position + rows} is beyond the {self.spec.positions} that "
                 f"{self.entry.source} was trained on",
@@ -136,7 +141,7 @@ class Engine:
         graph = self.graphs[kind, width, self.bucket]
         binding, arrays = self._binding(graph)
         arrays["tokens"][0, :rows], arrays["tokens"][0, rows:] = tokens, 0
-        arrays["position"][0], arrays["count"][0] = self.position, self.count
+        arrays["position"][0], arrays["count"][0] = self._place, self.count
         if kind == "prefill":
             arrays["row"][0] = rows - 1
         self.sessions[graph.file].run_with_iobinding(binding)
@@ -173,7 +178,7 @@ class Engine:
             given = self._layer(layer)
             given |= {part: given[part][0, :, : self.cache.slots] for part in ("keys", "values")}
             copied = {part: array.copy() for part, array in given.items()}
-            yield copied, self._run_policy("commit", layer)[0]
+            yield copied, self._run_policy("commit", layer)["keep"]
 
     def _append(self, rows: int) -> None:
         if self.cache.contract == "rows":
@@ -210,11 +215,11 @@ class Engine:
 
     def require(self, tokens: int) -> None:
         """InputError unless so many tokens fit the model's positions and, without eviction, its cache."""
-        if self.position + tokens > self.spec.positions:
+        if self.cache.positions == "absolute" and self.position + tokens > self.spec.positions:
             raise InputError(
                 f"{self.position + tokens} tokens are more than the {self.spec.positions} positions that "
                 f"{self.entry.source} was trained on",
-                "shorten the prompt, or generate fewer tokens",
+                "shorten the prompt, generate fewer tokens, or export with --positions compact",
             )
         if self.cache.policy == "none" and tokens > self.free:
             raise InputError(
@@ -228,24 +233,25 @@ class Engine:
         budget, slots = self.cache.budget, self.cache.slots
         newest = np.broadcast_to(np.arange(slots - budget, slots), (self.spec.kv_heads, budget))
         for layer, window in enumerate(self.spec.windows):
-            kept = newest
-            if not window:
-                kept, *carried = self._run_policy("commit", layer)
-                if carried:
-                    self.carried[layer] = carried[0]
+            made = {"keep": newest} if window else self._run_policy("commit", layer)
+            kept = made["keep"]
+            if "new_carried" in made:
+                self.carried[layer] = made["new_carried"]
             keys, values = self.caches["keys"][layer], self.caches["values"][layer]
             for head in range(self.spec.kv_heads):
                 keys[0, head, :budget], values[0, head, :budget] = (
                     keys[0, head, kept[head]],
                     values[0, head, kept[head]],
                 )
+            if self.cache.positions == "compact":
+                keys[:, :, :budget] = made["kept_keys"]
         self.count = self.observed = budget
 
     def _observe(self) -> None:
         """Add the block that is full now to what the policy carries."""
         for layer, window in enumerate(self.spec.windows):
             if not window:
-                self.carried[layer] = self._run_policy("observe", layer)[0]
+                self.carried[layer] = self._run_policy("observe", layer)["new_carried"]
         self.observed = self.count
 
     def _layer(self, layer: int) -> dict[str, np.ndarray]:
@@ -258,13 +264,14 @@ class Engine:
             given["carried"] = self.carried[layer]
         return given
 
-    def _run_policy(self, kind: str, layer: int) -> list[np.ndarray]:
-        """keep [KV,N] of a commit graph, and new_carried [H,M] where there is one."""
+    def _run_policy(self, kind: str, layer: int) -> dict[str, np.ndarray]:
+        """What a commit or observe graph gives of a layer, by name."""
         bucket = self.cache.buckets[-1] if kind == "commit" else self.bucket
         graph = self.graphs[kind, self.cache.block, bucket]
         given = self._layer(layer)
-        wanted = [t.name for t in graph.outputs if not t.name.startswith("kept_")]
-        return self._session(graph).run(wanted, {t.name: given[t.name] for t in graph.inputs})
+        wanted = [t.name for t in graph.outputs]
+        made = self._session(graph).run(wanted, {t.name: given[t.name] for t in graph.inputs})
+        return dict(zip(wanted, made, strict=True))
 
     def _fit(self, rows: int) -> None:
         """Grow to the smallest bucket whose slots hold this many rows."""

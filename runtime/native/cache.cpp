@@ -92,6 +92,12 @@ void Cache::keep(int layer, const int32_t* keep) {
     }
 }
 
+void Cache::replace_keys(int layer, const float* keys) {
+    const int64_t each = int64_t(model_.budget) * model_.head_dim;
+    for (int head = 0; head < model_.kv_heads; ++head)
+        std::memcpy(buffer(false, layer) + head * rows() * model_.head_dim, keys + head * each, size_t(each) * sizeof(float));
+}
+
 void Cache::save(std::vector<float>& out) const {
     const int64_t d = model_.head_dim;
     out.clear();

@@ -41,6 +41,8 @@ class Cache {
     void roll_back(int rows);
     // Keep the rows `keep` [KV,N] (ascending) of one layer; null keeps the newest N. Then `committed` once for all layers.
     void keep(int layer, const int32_t* keep);
+    // The kept keys [KV,N,d] as a commit turned them.
+    void replace_keys(int layer, const float* keys);
     void committed() { count_ = settled_ = model_.budget; }
     bool must_observe() const { return model_.carries && count_ == settled_ + model_.block && count_ < model_.slots(); }
     void observed() { settled_ = count_; }

@@ -333,8 +333,8 @@ Summary generate(Conversation& c, const Request& r, const Costs& costs, Listener
             throw Error("token " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(target.vocab), "encode with the bundle's tokenizer");
     const int64_t all = int64_t(c.history.size()) + int64_t(r.tokens.size());
     if (all == 0) throw Error("the prompt is empty", "give at least one token");
-    if (all > target.positions)
-        throw Error(std::to_string(all) + " tokens are more than the " + std::to_string(target.positions) + " positions that the model was trained on", "shorten the prompt, or truncate the conversation");
+    if (!target.compact && all > target.positions)
+        throw Error(std::to_string(all) + " tokens are more than the " + std::to_string(target.positions) + " positions that the model was trained on", "shorten the prompt, truncate the conversation, or export with --positions compact");
     if (target.policy == "none" && all > target.slots())
         throw Error(std::to_string(all) + " tokens are more than the " + std::to_string(target.slots()) + " slots of a cache without eviction", "export with --policy keydiff, or with a larger --budget");
     if (r.tokens.empty() && c.target.cache.position() == int(c.history.size())) c.truncate(int(c.history.size()));

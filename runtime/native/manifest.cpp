@@ -112,6 +112,7 @@ void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& whe
         const bool right = t.name == "logits"                                ? t.elements() == n * m.head_rows
                            : t.name == "argmax" || t.name == "entropy"       ? t.elements() == n
                            : t.name == "keep"                                ? t.elements() == int64_t(m.kv_heads) * m.budget
+                           : t.name == "kept_keys"                           ? t.elements() == int64_t(m.kv_heads) * m.budget * m.head_dim
                            : t.name == "new_queries"                         ? t.elements() == int64_t(g.width) * m.layers * m.heads * m.head_dim
                            : t.name == "new_carried"                         ? t.elements() == m.carried_floats()
                            : t.name == "new_keys" || t.name == "new_values"  ? t.elements() == int64_t(m.layers) * m.kv_heads * g.width * m.head_dim
@@ -150,6 +151,7 @@ ModelEntry model(const Json& data, const std::string& folder, const Json& files)
     m.budget = number(cache, "budget", where + ".cache", 1);
     m.block = number(cache, "block", where + ".cache", 1);
     m.queries = number(cache, "queries", where + ".cache");
+    m.compact = field<std::string>(cache, "positions", where + ".cache") == "compact";
     m.buckets = numbers(cache, "buckets", where + ".cache");
     m.head_rows = number(data, "head_rows", where, 1);
     m.head_ids_file = field<std::string>(data, "head_ids", where);

@@ -30,7 +30,7 @@ struct ModelEntry {
     std::vector<int> windows, buckets, head_ids;  // head_ids: the token of every head row, empty where row i is token i
     std::vector<GraphSpec> graphs;
     int64_t bytes_weights = 0;
-    bool widths_agree = false, carries = false;  // carries: a score goes on with every row that survives
+    bool widths_agree = false, compact = false, carries = false;  // compact: a key turns to its place; carries: a score goes on with its row
 
     int slots() const { return budget + block; }
     int64_t query_floats() const { return int64_t(queries) * heads * head_dim; }  // of one layer

@@ -17,7 +17,7 @@ bool is_cache(const std::string& name) {
 bool is_policy(const std::string& kind) { return kind == "commit" || kind == "observe"; }
 
 // Of a policy's graph, what is no part of a session's cache.
-bool is_own(const std::string& name) { return name == "keep" || name == "new_carried" || name == "count"; }
+bool is_own(const std::string& name, bool compact) { return name == "keep" || name == "new_carried" || name == "count" || (compact && name == "kept_keys"); }
 
 }  // namespace
 
@@ -28,7 +28,7 @@ Model::Model(const ModelEntry& e, Backend& backend) : entry(e) {
         o.graph = backend.open(g.file);
         for (const auto* tensors : {&g.inputs, &g.outputs})
             for (const TensorSpec& t : *tensors)
-                if (is_policy(g.kind) ? is_own(t.name) : !is_cache(t.name)) {
+                if (is_policy(g.kind) ? is_own(t.name, entry.compact) : !is_cache(t.name)) {
                     o.own.emplace_back(size_t(t.elements()) * 4);
                     o.at[t.name] = o.own.back().data();
                 }
@@ -41,7 +41,9 @@ Model::Opened& Model::opened(const std::string& kind, int width, int bucket) {
     return found->second;
 }
 
-int State::room() const { return std::min(cache.free(), model_.entry.positions - cache.position()); }
+int State::place() const { return model_.entry.compact ? cache.count() : cache.position(); }
+
+int State::room() const { return std::min(cache.free(), model_.entry.positions - place()); }
 
 Call& State::bound(Model::Opened& o, int layer) {
     auto& call = calls_[{&o, layer}];
@@ -59,7 +61,7 @@ Call& State::bound(Model::Opened& o, int layer) {
     std::vector<Buffer> inputs, outputs;
     for (const TensorSpec& t : o.spec->inputs) inputs.push_back(buffer(t));
     for (const TensorSpec& t : o.spec->outputs)
-        if (layer < 0 || is_own(t.name)) outputs.push_back(buffer(t));
+        if (layer < 0 || is_own(t.name, model_.entry.compact)) outputs.push_back(buffer(t));
     call = o.graph->bind(inputs, outputs);
     return *call;
 }
@@ -71,7 +73,7 @@ Result State::call(const std::string& kind, int width, const int* tokens, int ro
     Model::Opened& o = model_.opened(kind, width, cache.bucket());
     auto* ids = static_cast<int32_t*>(o.at.at("tokens"));
     std::fill(std::copy(tokens, tokens + rows, ids), ids + width, 0);
-    *static_cast<int32_t*>(o.at.at("position")) = cache.position();
+    *static_cast<int32_t*>(o.at.at("position")) = place();
     *static_cast<int32_t*>(o.at.at("count")) = cache.count();
     if (kind == "prefill") *static_cast<int32_t*>(o.at.at("row")) = rows - 1;
     Call& call = bound(o);
@@ -124,7 +126,9 @@ void State::commit_if_full() {
             if (!newest) run_policy("observe", cache.bucket(), layer);
             continue;
         }
-        cache.keep(layer, newest ? nullptr : static_cast<const int32_t*>(run_policy("commit", m.budget, layer).at.at("keep")));
+        const Model::Opened* o = newest ? nullptr : &run_policy("commit", m.budget, layer);
+        cache.keep(layer, o ? static_cast<const int32_t*>(o->at.at("keep")) : nullptr);
+        if (o && m.compact) cache.replace_keys(layer, static_cast<const float*>(o->at.at("kept_keys")));
     }
     observe ? cache.observed() : cache.committed();
     if (trace) {

@@ -59,6 +59,7 @@ class State {
     void commit_if_full();  // and observe, where a block is full and the policy carries a score
     // Rows that a call may hold now: before a commit, and before the model's last position.
     int room() const;
+    int place() const;  // the position of the next row: of the text, or in the cache where positions are compact
 
     const ModelEntry& entry() const { return model_.entry; }
 

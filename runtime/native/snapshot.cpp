@@ -90,7 +90,9 @@ void restore(Conversation& c, uint64_t bundle, const std::string& path) {
     if (!file.read(&h, sizeof h) || std::memcmp(h.magic, MAGIC, sizeof MAGIC) != 0) throw Error(path + " is no snapshot", HINT);
     if (h.version != VERSION) throw Error(path + " is of version " + std::to_string(h.version), h.version > VERSION ? "update edgespec" : HINT);
     if (h.bundle != bundle) throw Error(path + " is of another bundle", HINT);
-    if (h.tokens > uint32_t(c.target.entry().positions) + 1) throw Error(path + " is damaged: its sizes make no sense", HINT);
+    // Before any of it is believed: a text is bounded, or by what the file holds.
+    const int64_t most = c.target.entry().compact ? int64_t(found.st_size) / int64_t(sizeof(int)) : c.target.entry().positions + 1;
+    if (int64_t(h.tokens) > most) throw Error(path + " is damaged: its sizes make no sense", HINT);
     check(h.target, c.target, h.tokens, path);
     if (c.draft) check(h.draft, *c.draft, h.tokens, path);
     else if (h.draft.floats) throw Error(path + " is of a bundle with a draft", HINT);

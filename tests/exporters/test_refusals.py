@@ -179,6 +179,22 @@ def test_a_budget_below_the_window_needs_a_word(tmp_path: Path) -> None:
     assert plan.plan(ExportConfig(target=str(source), output="x", budget=32, block=8, truncate_window=True))
 
 
+def test_compact_positions_need_layers_that_turn_alike(tmp_path: Path) -> None:
+    error = refusal(save(tmp_path / "windows", "mistral", sliding_window=24), positions="compact")
+    assert "attend to the whole cache; windows has sliding windows" in error.message
+    assert error.hint == "leave --positions out"
+    error = refusal(save(tmp_path / "nope", "smollm3", no_rope_layers=[1, 0]), positions="compact")
+    assert error.message.endswith("turn their keys alike; those of smollm3 do not")
+
+
+def test_attention_capped_differently_has_no_queries_to_store(tmp_path: Path) -> None:
+    """The caps of all layers stand once in the manifest."""
+    config = save(tmp_path / "source", "gemma2", attn_logit_softcapping=5.0)
+    assert (
+        plan.plan(ExportConfig(str(config), "x", budget=64, block=8, policy="snapkv"))[0].spec.softcap == 5.0
+    )
+
+
 def test_a_window_that_no_position_reaches_is_none(tmp_path: Path) -> None:
     """Bug: a model of 128 positions and a window of 4,096 was told to use a budget of 4,096."""
     config = CONFIG_MAPPING["mistral"](**SIZES, sliding_window=4096)

@@ -134,6 +134,7 @@ class EvictingModel:
     sinks: int = 0
     recent: int = 0
     window: int = 4
+    compact: bool = False
     position: int = 0
     commits: int = 0
     narrowest: float = float("inf")
@@ -159,7 +160,8 @@ class EvictingModel:
         cache, config = DynamicCache(), self.model.config
         for i, layer in enumerate(self.layers):
             cache.update(layer.keys[None], layer.values[None], i)
-        places = torch.arange(self.position, self.position + len(tokens))
+        first = self.count if self.compact else self.position
+        places = torch.arange(first, first + len(tokens))
         masks = [self._mask(i, places, window) for i, window in enumerate(layer_windows(config))]
         kinds = getattr(config, "layer_types", None)
         mask: Any = masks[0] if kinds is None else dict(zip(kinds, masks, strict=True))
@@ -225,7 +227,17 @@ class EvictingModel:
         if self.watches:
             self.attended[index].keep(kept)
         pick = lambda t: torch.stack([t[h, places] for h, places in enumerate(kept)])  # noqa: E731
-        return Layer(pick(layer.keys), pick(layer.values), pick(layer.positions))
+        keys, positions = pick(layer.keys), pick(layer.positions)
+        if self.compact:
+            fresh = torch.arange(self.budget).expand_as(positions)
+            keys, positions = self._turned(self._turned(keys, positions, -1.0), fresh, 1.0), fresh
+        return Layer(keys, pick(layer.values), positions)
+
+    def _turned(self, keys: Tensor, positions: Tensor, way: float) -> Tensor:
+        """Keys [KV,n,d] through the model's own rotary angles of these positions, forwards or backwards."""
+        cos, sin = self.model.model.rotary_emb(keys, positions)
+        half = keys.shape[-1] // 2
+        return keys * cos + torch.cat([-keys[..., half:], keys[..., :half]], -1) * sin * way
 
     def _scores(self, index: int, layer: Layer) -> list[list[float]]:
         if self.policy == "sinks":

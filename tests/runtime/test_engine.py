@@ -41,7 +41,7 @@ EVICTIONS += [("gemma2", "rows", "lru"), ("qwen3", "append", "caote(h2o)"), ("sm
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
     folder = tmp_path_factory.mktemp("sources")
-    names = ("llama", "gemma2", "gemma3", "mistral", "qwen3", "smollm3")
+    names = ("llama", "gemma2", "gemma3", "mistral", "qwen2", "qwen3", "smollm3")
     return {name: tiny.checkpoint(folder / name, tiny.model(name)) for name in names}
 
 
@@ -77,10 +77,10 @@ def recorded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[list[list[
     """What every commit of every full-attention layer kept, as the engine goes."""
     choices, run = [], engine._run_policy
 
-    def note(kind: str, layer: int) -> list[np.ndarray]:
+    def note(kind: str, layer: int) -> dict[str, np.ndarray]:
         made = run(kind, layer)
         if kind == "commit":
-            choices.append(made[0].tolist())
+            choices.append(made["keep"].tolist())
         return made
 
     monkeypatch.setattr(engine, "_run_policy", note)
@@ -113,6 +113,27 @@ def test_evicting_many_times_equals_the_plain_cache(
     rows = [layer.keys for layer in oracle.layers] + [layer.values for layer in oracle.layers]
     for ours, theirs in zip(filled(engine), rows, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(("contract", "policy"), [("append", "keydiff"), ("rows", "caote(h2o)")])
+def test_compact_positions_equal_a_cache_whose_keys_are_turned_by_the_model(
+    sources: dict[str, Checkpoint], tmp_path: Path, contract: str, policy: str, family: str
+) -> None:
+    """Every key back to no position at all and forth to its place, by the model's own angles."""
+    for seed in range(40):
+        tokens = [int(i) for i in np.random.default_rng(seed).integers(0, 288, 150)]
+        oracle = EvictingModel(tiny.model(family), BUDGET, BLOCK, policy, SINKS, RECENT, WINDOW, compact=True)
+        want = oracle.feed(tokens, chunk=5).numpy()
+        if oracle.narrowest > 1e-5:
+            break
+    compact = dataclasses.replace(cache(contract, policy), positions="compact")
+    engine = tiny.export_tiny(sources[family], compact, tmp_path)
+    got = absorb(engine, tokens)
+    given = ~np.isnan(got[:, 0])
+    np.testing.assert_allclose(got[given], want[given], rtol=0, atol=2e-4)
+    absolute = EvictingModel(tiny.model(family), BUDGET, BLOCK, policy, SINKS, RECENT, WINDOW)
+    assert np.abs(absolute.feed(tokens, chunk=5).numpy() - want).max() > 0.01
 
 
 def test_eviction_changes_the_logits_and_the_oracle_sees_it(sources: dict[str, Checkpoint]) -> None:
@@ -266,6 +287,20 @@ def test_positions_end_where_the_model_was_trained_to(tmp_path: Path, contract: 
     with pytest.raises(InputError, match="position 47 is beyond the 46"):
         engine.step(1)
     assert engine.position == 46
+
+
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_compact_positions_never_end(tmp_path: Path, contract: str) -> None:
+    """Four times the positions that the model was trained on, every one of them within the cache."""
+    model = tiny.trained_like(tiny.family_config("llama", max_position_embeddings=40))
+    source = tiny.checkpoint(tmp_path / "source", model)
+    compact = dataclasses.replace(cache(contract), positions="compact")
+    engine = tiny.export_tiny(source, compact, tmp_path / "graphs")
+    want = EvictingModel(model, BUDGET, BLOCK, "keydiff", SINKS, RECENT, compact=True).feed(TOKENS)
+    engine.prefill(TOKENS[:-1])
+    last = engine.call("decode", TOKENS[-1:])["logits"][0, 0]
+    np.testing.assert_allclose(last, want[-1].numpy(), rtol=0, atol=1e-3)
+    assert engine.position == 149 and engine._place == engine.count < 32
 
 
 def test_calls_that_no_graph_can_take_are_refused(sources: dict[str, Checkpoint], tmp_path: Path) -> None:

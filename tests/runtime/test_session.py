@@ -66,6 +66,9 @@ def oracle(bundle: Bundle, ids: list[int], count: int) -> list[int]:
 
 SMALL: dict[str, Any] = {"draft": "demo", "draft_budget": 32, "draft_rows": 200}
 CELLS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"policy": "h2o", "draft_policy": "caote(snapkv)", **SMALL}, {"drafter": "both", "stop_rule": "fixed"}),
+    ({"policy": "lru", "draft_policy": "h2o", **SMALL}, {"drafter": "draft", "stop_rule": "fixed"}),
+    ({"policy": "keydiff", "positions": "compact", **SMALL}, {"drafter": "both", "stop_rule": "fixed"}),
     ({"policy": "keydiff", **SMALL}, {"drafter": "both", "stop_rule": "cost"}),
     ({"policy": "keydiff", **SMALL}, {"drafter": "draft", "stop_rule": "fixed"}),
     ({"policy": "keydiff", **SMALL}, {"drafter": "draft", "stop_rule": "adaedl", "draft_tokens": 2}),
