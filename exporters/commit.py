@@ -109,7 +109,7 @@ class Policy(nn.Module):
         given, cache = dict(zip(self.names, tensors, strict=True)), self.cache
         end: int | Tensor = given.get("count", cache.slots)
         parts: dict[str, Any] = {
-            part: given[part][0, :, : cache.slots] for part in ("keys", "values") if part in given
+            part: given[part][:, :, : cache.slots].squeeze(0) for part in ("keys", "values") if part in given
         }
         queries, carried = given.get("queries"), given.get("carried")
         if carried is not None:  # a smaller bucket's buffers have fewer rows than it has places
