@@ -56,15 +56,21 @@ def observed(layer: Layer, cache: CacheSpec) -> Layer:
     score = carrying(cache.policy)
     if score is None:
         return layer
-    made = score.observe(layer)
-    return replace(layer, carried=nn.functional.pad(made.flatten(0, 1), (0, cache.slots - made.shape[-1])))
+    return replace(layer, carried=padded(score.observe(layer).flatten(0, 1), cache.slots))
 
 
 def survivors(carried: Tensor, kept: Tensor, cache: CacheSpec) -> Tensor:
     """The carried score [H,M] of the rows that stay, at their new places."""
     group = carried.shape[0] // kept.shape[0]
     index = kept.long().repeat_interleave(group, 0)
-    return nn.functional.pad(carried.gather(1, index), (0, cache.block))
+    return padded(carried.gather(1, index), cache.slots)
+
+
+def padded(carried: Tensor, slots: int) -> Tensor:
+    """[H,n] as [H,M], zeros behind; by a Concat, which every NPU has."""
+    missing = slots - carried.shape[1]
+    zeros = (torch.arange(missing) * 0.0).expand(carried.shape[0], missing)
+    return torch.cat([carried, zeros], 1) if missing else carried
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,8 @@ from edgespec.exporters.attention import MASKED
 from edgespec.policy import OVER, base_of
 
 TINY = 1e-6  # least square of a length; a floor, because the optimizer of torch.onnx.export drops `+ 1e-12`
-MOST = 0.99  # largest share of attention in α/(1 - α): finite in fp16, and no row with so much is evicted
+MOST = 0.95  # a row with this share of a head's attention stays: beyond it o comes so near to v_j that fp16
+LARGEST = 1e4  # loses the distance and α/(1 - α) grows without end. LARGEST is what such a row scores
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,15 @@ def attention(layer: Layer) -> Tensor:
     scores = q.flatten(1, 2) @ layer.keys.transpose(1, 2)
     if layer.softcap:
         scores = layer.softcap * torch.tanh(scores / layer.softcap)
-    mask = seen(width, slots, layer.end).repeat(q.shape[1], 1)
-    if isinstance(layer.end, int):  # every row is filled: a sum is faster than a choice
+    own = torch.arange(width).repeat(q.shape[1]).view(-1, 1) + (layer.end - width)  # each query's own slot
+    mask = torch.arange(slots) <= own
+    if isinstance(layer.end, int) and layer.end == slots:  # all are filled: a sum is faster than a choice
         scores = scores + torch.where(mask, 0.0, MASKED)
     else:
         scores = torch.where(mask, scores, MASKED)
     # Taken apart after the softmax only: where a reshape follows the product, the exporter's optimizer drops
     # both reshapes, and each key-value head then meets the query heads of its place in every group.
     return scores.softmax(-1).unflatten(1, q.shape[1:3])
-
-
-def seen(width: int, slots: int, end: int | Tensor) -> Tensor:
-    """Which slots each stored query saw: bool [W,M]."""
-    return torch.arange(slots) <= torch.arange(width).view(-1, 1) + (end - width)
 
 
 class Score:
@@ -226,8 +223,8 @@ class Caote(Score):
             output = share @ values
             apart = output.pow(2).sum(-1, keepdim=True) - 2 * (output @ values.transpose(1, 2))
             distance = (apart + square.unsqueeze(1)).clamp(min=0).sqrt()
-        share = share.clamp(max=MOST)
-        return (share / (1 - share) * distance).sum(1)
+        scores = (share / (1 - share.clamp(max=MOST)) * distance).sum(1)
+        return torch.where(share.amax(1) < MOST, scores, LARGEST)
 
 
 SCORES: dict[str, Score] = {

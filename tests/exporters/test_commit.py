@@ -26,12 +26,14 @@ NPU = {
     "Cast",
     "Div",
     "GatherElements",
+    "MatMul",
     "Mul",
     "Neg",
     "Pow",
     "ReduceMean",
     "ReduceSum",
     "Reshape",
+    "Transpose",
 }
 NPU |= {"Slice", "Squeeze", "Sqrt", "Reciprocal", "TopK", "Unsqueeze", "Expand", "Gather", "Where", "Clip"}
 # budget, block, sinks, recent
