@@ -79,6 +79,11 @@ class Plan:
 def plan(entry: ModelEntry, config: EvalConfig) -> Plan:
     """The plan of a checked config over a target."""
     cache = entry.cache
+    if cache.positions == "compact":
+        raise InputError(
+            "policies are compared at absolute positions, and this bundle's are compact",
+            "export it without --positions",
+        )
     notes: list[str] = []
     policies = policies_of(cache, config.policies, notes)
     lengths = lengths_of(entry, config.lengths)

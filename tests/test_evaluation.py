@@ -46,12 +46,23 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export(config, QUIET, Engine)
 
 
+@pytest.fixture(scope="module")
+def watching(bundle: Bundle) -> Bundle:
+    """The same model with its queries stored."""
+    source, folder = bundle.path.parent / "model", bundle.path.parent / "h2o.bundle"
+    config = ExportConfig(
+        str(source), str(folder), weights="fp32", budget=LENGTH, block=BLOCK, widths=(2, 8), sinks=2,
+        recent=8, policy="h2o",
+    )  # fmt: skip
+    return export(config, QUIET, Engine)
+
+
 @pytest.fixture(autouse=True)
 def commits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each commit graph is traced once, however many runs need it."""
 
-    def once(kind: str, spec: Any, cache: Any, file: str, bucket: int | None = None) -> Any:
-        model, graph = _policy_graph(kind, spec, cache, "", bucket)
+    def once(kind: str, spec: Any, cache: Any, file: str, *more: Any, **named: Any) -> Any:
+        model, graph = _policy_graph(kind, spec, cache, "", *more, **named)
         return model, dataclasses.replace(graph, file=file)
 
     monkeypatch.setattr(commit, "policy_graph", once)
@@ -135,17 +146,24 @@ def test_a_needle_is_found_at_no_depth_by_a_random_model(bundle: Bundle, tmp_pat
 
 
 @pytest.mark.parametrize("task", ["text", "needle"])
-def test_what_precedes_the_first_eviction_is_absorbed_once(bundle: Bundle, tmp_path: Path, task: str) -> None:
+def test_what_precedes_the_first_eviction_is_absorbed_once(
+    watching: Bundle, tmp_path: Path, task: str
+) -> None:
     """From the un-evicted model's snapshot a cell gets the bits that it gets from the beginning."""
-    all_of = engines(bundle, tmp_path)
+    bundle, all_of = watching, engines(watching, tmp_path)
     sample = TASKS[task](open_material(bundle, None, render), LENGTH, BLOCK, 0)
-    cells = [Cell(task, LENGTH, 0, policy, budget) for policy in ("keydiff", "sinks") for budget in (25, 75)]
+    names = ("keydiff", "snapkv", "caote(h2o)", "fastcaote(h2o)")
+    cells = [Cell(task, LENGTH, 0, policy, budget) for policy in names for budget in (25, 75)]
     stops = [before_eviction(all_of, cell, sample) for cell in cells]
     assert stops[:2] == ([128, 320] if task == "text" else [128, 384])
-    shared = absorbed(all_of.of(Cell(task, LENGTH, 0, "none", 100)), sample, sorted(set(stops)))
+    whole = all_of.of(Cell(task, LENGTH, 0, "none", 100))
+    shared = absorbed(whole, sample, "none", sorted(set(stops)))
+    for budget in (25, 75):  # what carries a score starts from its base's
+        base = all_of.of(Cell(task, LENGTH, 0, "h2o", budget))
+        shared |= absorbed(base, sample, "h2o", [stops[budget == 75]])
     for cell, stop in zip(cells, stops, strict=True):
         engine = all_of.of(cell)
-        engine.restore(shared[stop])
+        engine.restore(shared["h2o" if "h2o" in cell.policy else "none", stop])
         pairs = zip(asked(engine, sample), asked(all_of.of(cell), sample), strict=True)
         assert all(np.array_equal(a, b) for a, b in pairs)
 

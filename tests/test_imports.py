@@ -27,7 +27,7 @@ TABLE = {
     "evaluation_plan": {"errors", "spec", "policy", "config", "task_words"},
     "evaluation_log": {"errors", "evaluation_plan"},
     "evaluation_result": {"spec", "evaluation_plan", "evaluation_log"},
-    "evaluation": {"errors", "spec", "bundle", "bundle_files", "config", "material", "tasks"}
+    "evaluation": {"errors", "spec", "bundle", "bundle_files", "config", "material", "tasks", "policy"}
     | {"evaluation_plan", "evaluation_log", "evaluation_result"},
     "evaluation_report": {"errors", "evaluation_result"},
     "evaluation_plots": {"evaluation_result"},

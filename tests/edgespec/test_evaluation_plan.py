@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from edgespec import policy
 from edgespec.config import EvalConfig, from_values
 from edgespec.errors import InputError
-from edgespec.evaluation_plan import Cell, Plan, plan, policies_of
+from edgespec.evaluation_plan import Cell, Plan, plan, policies_of, queries
 from edgespec.policy import NAMES
 from edgespec.spec import CacheSpec, ModelEntry
 from tests.helpers.bundles import model_entry
@@ -111,20 +110,37 @@ def test_default_budgets_that_cannot_be_are_left_out_and_said() -> None:
     )
 
 
-def test_policies_without_their_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_policies_without_their_queries() -> None:
     """A bundle that stores no queries runs what needs none; a policy that was named is refused."""
-    needed = lambda name, block, window: 8 * (name == "keydiff")  # noqa: E731
-    monkeypatch.setattr(policy, "queries", needed, raising=False)
     notes: list[str] = []
     without = entry().cache
-    assert "keydiff" not in policies_of(without, (), notes) and "sinks" in policies_of(without, (), [])
-    why = "policy keydiff needs 8 stored queries of each block, and the bundle has 0"
-    assert f"{why}; export the bundle with --policy keydiff" in notes
+    assert policies_of(without, (), notes) == ("sinks", "keydiff")
+    why = "policy snapkv needs 32 stored queries of each block, and the bundle has 0"
+    assert f"{why}; export the bundle with --policy h2o, which stores all" in notes
     with pytest.raises(InputError) as caught:
-        policies_of(without, ("sinks", "keydiff"), [])
+        policies_of(without, ("sinks", "snapkv"), [])
     assert (caught.value.message, caught.value.hint) == (
-        why, "export the bundle with --policy keydiff, or leave it out of --policies",
+        why, "export the bundle with --policy h2o, which stores all, or leave it out of --policies",
     )  # fmt: skip
+
+
+def test_a_bundle_of_all_queries_runs_every_policy_and_one_of_a_window_keeps_it() -> None:
+    whole = dataclasses.replace(entry().cache, policy="h2o", queries=128)
+    assert policies_of(whole, (), []) == NAMES[1:]
+    assert [queries(name, whole) for name in ("tova", "snapkv", "caote(h2o)")] == [1, 32, 128]
+    some = dataclasses.replace(whole, policy="caote(snapkv)", queries=48)
+    assert {"tova", "snapkv"} <= set(policies_of(some, (), [])) and "h2o" not in policies_of(some, (), [])
+    assert queries("fastcaote(snapkv)", some) == 48
+
+
+def test_keys_that_commits_turn_are_not_evaluated() -> None:
+    what = entry()
+    with pytest.raises(InputError) as caught:
+        planned(dataclasses.replace(what, cache=dataclasses.replace(what.cache, positions="compact")))
+    assert (
+        caught.value.message == "policies are compared at absolute positions, and this bundle's are compact"
+    )
+    assert caught.value.hint == "export it without --positions"
 
 
 def test_what_every_policy_has_to_beat_is_always_there() -> None:
