@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from edgespec.bundle import SCHEMA
 from edgespec.cli import main
 from edgespec.runtime import session
 from tests.helpers.checkpoints import edit_json
@@ -104,7 +105,10 @@ def test_a_refused_request_ends_generate_and_not_the_talk(
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda b: edit_json(b / "manifest.json", schema=99), "was made by a newer edgespec (schema 99 > 1)"),
+        (
+            lambda b: edit_json(b / "manifest.json", schema=99),
+            f"was made by a newer edgespec (schema 99 > {SCHEMA})",
+        ),
         (lambda b: os.truncate(b / "target.weights", 3), "target.weights has 3 bytes, not 14"),
         (
             lambda b: (b / "graphs/target_verify_2_8.onnx").replace(b / "graphs/target_verify_4_8.onnx"),

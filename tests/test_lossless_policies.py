@@ -24,7 +24,7 @@ from edgespec.runtime.session import Runtime, Settings
 from edgespec.spec import STEPS, ModelEntry
 from tests.test_lossless_grid import ARTICLE, PROMPTS
 
-BUDGET, BLOCK, WINDOW, TOKENS = 256, 64, 16, 16
+BUDGET, BLOCK, WINDOW, TOKENS = 256, 64, 16, 12
 POLICIES = [name for name in NAMES if queries(name, BLOCK, WINDOW)]
 # Long enough to evict twice before the answer.
 TEXTS = (*PROMPTS[2:], f"Write the next paragraph.\n{ARTICLE}\n{ARTICLE[:600]}", PROMPTS[0])
