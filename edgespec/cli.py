@@ -81,12 +81,10 @@ def export(config: ExportConfig, as_json: bool, progress: Progress) -> int:
 
 def inspect(config: InspectConfig, as_json: bool, progress: Progress) -> int:
     """Print what a bundle holds and what it costs a device."""
-    from edgespec.bundle import open_bundle
     from edgespec.count import count
     from edgespec.report import to_json, to_table
 
-    with progress.stage("checksums"):
-        bundle = open_bundle(config.bundle)
+    bundle = _verified(config.bundle, progress)
     costs = count(bundle)
     if as_json:
         _print_json("inspect", to_json(costs))
@@ -99,10 +97,7 @@ def inspect(config: InspectConfig, as_json: bool, progress: Progress) -> int:
 def check(config: CheckConfig, as_json: bool, progress: Progress) -> int:
     """Prove a bundle; exit 1 if it does not do what its source does."""
     config.check()
-    from edgespec.bundle import open_bundle
-
-    with progress.stage("checksums"):
-        bundle = open_bundle(config.bundle)
+    bundle = _verified(config.bundle, progress)
     from edgespec.profiles import operators
 
     run = _load("edgespec.exporters.check", "check")
@@ -208,10 +203,7 @@ def eval(config: EvalConfig, as_json: bool, progress: Progress) -> int:
     config.check()
     from pathlib import Path
 
-    from edgespec.bundle import open_bundle
-
-    with progress.stage("checksums"):
-        bundle = open_bundle(config.bundle)
+    bundle = _verified(config.bundle, progress)
     engine = _load("edgespec.runtime.engine", "Engine")
     write_policy = _load("edgespec.exporters.commit", "write_policy")
     render = _load("edgespec.runtime.text", "render")
@@ -250,6 +242,14 @@ def push(config: PushConfig, as_json: bool, progress: Progress) -> int:
     if result.same_text:
         progress.note(f'next: edgespec generate {config.bundle} "..." {result.flags}')
     return 0 if result.same_text else 1
+
+
+def _verified(path: str, progress: Progress) -> Any:
+    """An opened bundle whose checksums hold."""
+    from edgespec.bundle import open_bundle
+
+    with progress.stage("checksums"):
+        return open_bundle(path)
 
 
 def _opened(config: GenerateConfig | ChatConfig, progress: Progress) -> Any:

@@ -226,9 +226,8 @@ def turn_of(program: Program, spec: ModelSpec, block: int) -> Turn:
             f"compact positions need layers that all turn their keys alike; those of {spec.family} do not",
             "leave --positions out",
         )
-    cos, sin = (program.constants[name][: block + 1].double() for name in names.pop())
-    scale = cos[:1]  # what the model multiplies its angles with: the cosine of 0
-    return Turn((cos / scale).float(), (sin / scale).float(), bool(kinds.pop()))
+    cos, sin = (program.constants[name] for name in names.pop())
+    return Turn.of(cos, sin, block, bool(kinds.pop()))
 
 
 def save_ids(job: Job, folder: Path) -> str:

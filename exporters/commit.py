@@ -81,6 +81,12 @@ class Turn:
     sin: Tensor
     interleaved: bool
 
+    @classmethod
+    def of(cls, cos: Tensor, sin: Tensor, block: int, interleaved: bool) -> Turn:
+        """From a model's tables [positions,r], but for what it multiplies angles with (the cosine of 0)."""
+        scaled = lambda table: (table[: block + 1].double() / cos[:1].double()).float()  # noqa: E731
+        return cls(scaled(cos), scaled(sin), interleaved)
+
     def back(self, keys: Tensor, steps: Tensor) -> Tensor:
         """Keys [KV,N,d] that turned with their position, so many positions back [KV,N]: k · R(-steps).
 

@@ -125,8 +125,7 @@ def compare_evicting(
 def turn_of(model: Any, block: int) -> Turn:
     """The angles of a prepared model whose layers all turn alike."""
     (table,) = (module for module in model.modules() if isinstance(module, AngleTable))
-    cos, sin = (table.values[name][: block + 1].double() for name in ("cos", "sin"))
-    return Turn((cos / cos[:1]).float(), (sin / cos[:1]).float(), table.interleaved)
+    return Turn.of(table.values["cos"], table.values["sin"], block, table.interleaved)
 
 
 class Reference:

@@ -8,13 +8,14 @@ block, W stored queries, H query heads, KV key-value heads of G = H/KV query hea
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from edgespec.exporters.attention import MASKED
-from edgespec.policy import OVER, base_of
+from edgespec.policy import OVER, base_of, carries
 
 TINY = 1e-6  # least square of a length; a floor, because the optimizer of torch.onnx.export drops `+ 1e-12`
 MOST = 0.95  # a row with this share of a head's attention stays: beyond it o comes so near to v_j that fp16
@@ -63,14 +64,14 @@ def attention(layer: Layer) -> Tensor:
     return scores.softmax(-1).unflatten(1, q.shape[1:3])
 
 
-class Score:
+class Score(ABC):
     """A policy's score. `reads` names the parts of a Layer it is given."""
 
     reads: tuple[str, ...] = ("keys",)
 
+    @abstractmethod
     def __call__(self, layer: Layer) -> Tensor:
         """Scores [KV,M]."""
-        raise NotImplementedError
 
 
 class Carrying(Score):
@@ -81,9 +82,9 @@ class Carrying(Score):
 
     reads = ("keys", "queries", "carried")
 
+    @abstractmethod
     def observe(self, layer: Layer) -> Tensor:
         """What to carry on, [KV,G,M], with what this block's queries saw; 0 where no row is."""
-        raise NotImplementedError
 
 
 class Sinks(Score):
@@ -117,9 +118,9 @@ class Attention(Score):
 
     reads: tuple[str, ...] = ("keys", "queries")
 
+    @abstractmethod
     def share(self, layer: Layer) -> Tensor:
         """α [KV,G,M]: every query head's attention over the rows, normalised to sum 1."""
-        raise NotImplementedError
 
     def __call__(self, layer: Layer) -> Tensor:
         """Scores [KV,M]: the mean share over the group's query heads."""
@@ -249,5 +250,8 @@ def score_of(policy: str) -> Score:
 
 def carrying(policy: str) -> Carrying | None:
     """The part of a policy's score that is carried from block to block, None where nothing is."""
+    if not carries(policy):
+        return None
     base = SCORES[base_of(policy)]
-    return base if isinstance(base, Carrying) else None
+    assert isinstance(base, Carrying)
+    return base

@@ -269,7 +269,8 @@ class Engine:
         bucket = self.cache.buckets[-1] if kind == "commit" else self.bucket
         graph = self.graphs[kind, self.cache.block, bucket]
         given = self._layer(layer)
-        wanted = [t.name for t in graph.outputs]
+        read = ("keep", "new_carried", *(["kept_keys"] if self.cache.positions == "compact" else []))
+        wanted = [t.name for t in graph.outputs if t.name in read]
         made = self._session(graph).run(wanted, {t.name: given[t.name] for t in graph.inputs})
         return dict(zip(wanted, made, strict=True))
 

@@ -11,7 +11,7 @@ Cache::Cache(const ModelEntry& model) : model_(model) {
     for (const int bucket : model.buckets) {
         int64_t rows = 0;
         for (const GraphSpec& g : model.graphs)
-            if (g.kind != "commit" && g.bucket == bucket)
+            if (g.step() && g.bucket == bucket)
                 for (const TensorSpec& t : g.inputs)
                     if (t.name == "keys_0") rows = t.shape[2];
         rows_.push_back(rows);

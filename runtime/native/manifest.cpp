@@ -93,7 +93,7 @@ GraphSpec graph(const Json& data, const std::string& where) {
 
 // The tensors of a graph are those that the runtime will bind, in the sizes that it will give them.
 void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& where) {
-    const bool step = g.kind != "commit" && g.kind != "observe";
+    const bool step = g.step();
     const int64_t rows = m.contract == "append" ? 0 : g.bucket + m.block;
     int caches = 0;
     for (const TensorSpec& t : g.inputs) {

@@ -21,6 +21,8 @@ struct GraphSpec {
     std::string file, kind;
     int width = 0, bucket = 0;
     std::vector<TensorSpec> inputs, outputs;
+
+    bool step() const { return kind != "commit" && kind != "observe"; }  // else a policy's, of one layer
 };
 
 struct ModelEntry {

@@ -14,8 +14,6 @@ bool is_cache(const std::string& name) {
     return own.rfind("keys_", 0) == 0 || own.rfind("values_", 0) == 0;
 }
 
-bool is_policy(const std::string& kind) { return kind == "commit" || kind == "observe"; }
-
 // Of a policy's graph, what is no part of a session's cache.
 bool is_own(const std::string& name, bool compact) { return name == "keep" || name == "new_carried" || name == "count" || (compact && name == "kept_keys"); }
 
@@ -23,12 +21,12 @@ bool is_own(const std::string& name, bool compact) { return name == "keep" || na
 
 Model::Model(const ModelEntry& e, Backend& backend) : entry(e) {
     for (const GraphSpec& g : entry.graphs) {
-        Opened& o = graphs_[{g.kind, is_policy(g.kind) ? 0 : g.width, g.bucket}];
+        Opened& o = graphs_[{g.kind, g.step() ? g.width : 0, g.bucket}];
         o.spec = &g;
         o.graph = backend.open(g.file);
         for (const auto* tensors : {&g.inputs, &g.outputs})
             for (const TensorSpec& t : *tensors)
-                if (is_policy(g.kind) ? is_own(t.name, entry.compact) : !is_cache(t.name)) {
+                if (g.step() ? !is_cache(t.name) : is_own(t.name, entry.compact)) {
                     o.own.emplace_back(size_t(t.elements()) * 4);
                     o.at[t.name] = o.own.back().data();
                 }

@@ -53,7 +53,7 @@ std::string width_difference(Model& model) {
     for (int& token : tokens) token = std::min(int(random.uniform() * m.vocab), m.vocab - 1);
     std::vector<const GraphSpec*> graphs;
     for (const GraphSpec& g : m.graphs)
-        if (g.kind != "commit" && g.kind != "observe") graphs.push_back(&g);
+        if (g.step()) graphs.push_back(&g);
     std::sort(graphs.begin(), graphs.end(), [](auto* a, auto* b) { return std::make_pair(a->bucket, a->width) < std::make_pair(b->bucket, b->width); });
     Run first;
     for (const GraphSpec* g : graphs) {
