@@ -1,38 +1,23 @@
-"""The commands: flags in, one function each, results on stdout, everything else on stderr.
+"""The command line: flags in, one command run, its exit code out.
 
-Exit codes: 0 yes; 1 the answer is no; 2 your input, file or setup; 101 our bug. Heavy imports stand inside
-the functions, so `edgespec --help` needs no torch.
+Exit codes: 0 yes; 1 the answer is no; 2 your input, file or setup; 101 our bug.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import fields
-from importlib import import_module
-from typing import Any, NoReturn, TextIO
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
 
-from edgespec.config import (
-    BuildConfig,
-    ChatConfig,
-    CheckConfig,
-    EvalConfig,
-    ExportConfig,
-    GenerateConfig,
-    InspectConfig,
-    PushConfig,
-    TuneConfig,
-    add_flags,
-    from_values,
-)
-from edgespec.errors import BackendError, EdgespecError, InputError
+from edgespec.commands import COMMANDS, GROUPS
+from edgespec.console import terminated
+from edgespec.errors import EdgespecError, InputError
+from edgespec.flags import add_flags, from_values
 from edgespec.progress import Progress
 
 OUR_BUG = 101
@@ -41,7 +26,7 @@ OUR_BUG = 101
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     with suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, _terminated)
+        signal.signal(signal.SIGTERM, terminated)
     try:
         values = vars(_parser().parse_args(argv))
         command, kind = values.pop("command"), values.pop("kind")
@@ -66,236 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OUR_BUG
 
 
-def export(config: ExportConfig, as_json: bool, progress: Progress) -> int:
-    """Make a bundle."""
-    config.check()
-    run = _load("edgespec.exporters", "export")
-    bundle = run(config, progress, _load("edgespec.runtime.engine", "Engine"))
-    if as_json:
-        _print_json("export", {"bundle": str(bundle.path), "files": len(bundle.manifest.files)})
-    else:
-        print(bundle.path)
-    progress.note(f"next: edgespec inspect {bundle.path}")
-    return 0
-
-
-def inspect(config: InspectConfig, as_json: bool, progress: Progress) -> int:
-    """Print what a bundle holds and what it costs a device."""
-    from edgespec.count import count
-    from edgespec.report import to_json, to_table
-
-    bundle = _verified(config.bundle, progress)
-    costs = count(bundle)
-    if as_json:
-        _print_json("inspect", to_json(costs))
-    else:
-        print(to_table(costs), end="")
-    progress.note(f"next: edgespec check {config.bundle}")
-    return 0
-
-
-def check(config: CheckConfig, as_json: bool, progress: Progress) -> int:
-    """Prove a bundle; exit 1 if it does not do what its source does."""
-    config.check()
-    bundle = _verified(config.bundle, progress)
-    from edgespec.profiles import operators
-
-    run = _load("edgespec.exporters.check", "check")
-    engine = _load("edgespec.runtime.engine", "Engine")
-    allowed = operators(config.ops or bundle.manifest.device)
-    result = run(
-        bundle, engine, allowed, config.source, config.text, config.self_only, progress, config.draft_source
-    )
-    if as_json:
-        _print_json("check", result.to_json())
-    else:
-        print("\n".join(result.lines()))
-    verdict = f'edgespec generate {config.bundle} "..."' if result.passed else "export the bundle again"
-    progress.note(f"next: {verdict}")
-    return 0 if result.passed else 1
-
-
-def generate(config: GenerateConfig, as_json: bool, progress: Progress) -> int:
-    """Answer a prompt, speculatively; the text is that of plain decoding."""
-    config.check()
-    settings = _settings(config)
-    with (
-        _written(config.trace) if config.trace else nullcontext() as trace,
-        _opened(config, progress) as runtime,
-    ):
-        session = runtime.session()
-        for piece in session.stream(config.prompt, settings, raw=config.raw, trace=trace):
-            if not as_json:
-                print(piece, end="", flush=True)
-    if as_json:
-        _print_json("generate", session.answer.to_json())
-    else:
-        print()
-    if config.stats:
-        from edgespec.report import stats_lines
-
-        print("\n".join(stats_lines(session.answer.stats)), file=sys.stderr)
-    progress.note(f"next: edgespec chat {config.bundle}")
-    return 0
-
-
-def chat(config: ChatConfig, as_json: bool, progress: Progress) -> int:
-    """Talk to a bundle in the terminal: /reset starts anew, /quit or the end of the input ends."""
-    config.check()
-    with _opened(config, progress) as runtime:
-        session = runtime.session()
-        for line in _typed(sys.stdin.isatty()):
-            if line == "/quit":
-                break
-            if line == "/reset":
-                session.close()
-                session = runtime.session()
-                continue
-            try:
-                for piece in session.stream(line, _settings(config)):
-                    print("" if as_json else piece, end="", flush=True)
-            except _Terminated:
-                raise
-            except KeyboardInterrupt:  # ends the answer, not the conversation
-                print("" if as_json else " [interrupted]", end="")
-            except InputError as error:
-                print(error, file=sys.stderr)
-                continue
-            print(json.dumps(session.answer.to_json()) if as_json else "")
-    return 0
-
-
-def build(config: BuildConfig, as_json: bool, progress: Progress) -> int:
-    """Compile the native runtime now; prints where the binary is."""
-    path = _load("edgespec.runtime.build", "binary")(progress.note, config.sanitize, config.arch)
-    if as_json:
-        _print_json("build", {"binary": str(path)})
-    else:
-        print(path)
-    return 0
-
-
-def tune(config: TuneConfig, as_json: bool, progress: Progress) -> int:
-    """Measure what a call costs at each width, for the rule that decides how much to draft."""
-    config.check()
-    names = ("Runtime", "cpu", "table_of")
-    runtime_type, cpu, table_of = (_load("edgespec.runtime.session", name, extra="onnx") for name in names)
-    with runtime_type.open(config.bundle, config.threads, note=progress.note, tuned=False) as runtime:
-        with progress.stage("call costs") as advance:
-            table = runtime.tune(config.runs, advance)
-        path = table_of(runtime.bundle.path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(table | {"cpu": cpu()}, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
-    if as_json:
-        _print_json("tune", {"file": str(path), "table": table})
-    else:
-        from edgespec.report import costs_lines
-
-        print("\n".join(costs_lines(table)))
-        print(path)
-    progress.note(f'next: edgespec generate {config.bundle} "..." --stats')
-    return 0
-
-
-def eval(config: EvalConfig, as_json: bool, progress: Progress) -> int:
-    """Measure what each eviction policy costs in quality, against the un-evicted model; ends with advice."""
-    config.check()
-    from pathlib import Path
-
-    bundle = _verified(config.bundle, progress)
-    engine = _load("edgespec.runtime.engine", "Engine")
-    write_policy = _load("edgespec.exporters.commit", "write_policy")
-    render = _load("edgespec.runtime.text", "render")
-    from edgespec.evaluation import evaluate
-    from edgespec.evaluation_plots import heat_maps
-    from edgespec.evaluation_report import to_table, write
-
-    result = evaluate(bundle, config, engine, write_policy, render, progress)
-    folder = Path(config.output)
-    try:
-        pictures = heat_maps(result, folder)
-    except ModuleNotFoundError as error:
-        progress.note(f"no heat maps: {error.name} is not installed; pip install 'edgespec[plots]'")
-        pictures = []
-    write(result, folder, pictures)
-    if as_json:
-        _print_json("eval", result.to_json())
-    else:
-        print(to_table(result), end="")
-    progress.note(f"next: open {folder / 'report.html'}")
-    return 0
-
-
-def push(config: PushConfig, as_json: bool, progress: Progress) -> int:
-    """Copy a bundle and the runtime to a device, check and tune it there, and say what to type next.
-
-    Exit 1 if the device gives speculative text that is not its plain text.
-    """
-    config.check()
-    run = _load("edgespec.runtime.push", "push", extra="onnx")
-    result = run(config.bundle, config.via, config.to, config.binary, config.threads, progress)
-    if as_json:
-        _print_json("push", result.to_json())
-    else:
-        print("\n".join(result.lines()))
-    if result.same_text:
-        progress.note(f'next: edgespec generate {config.bundle} "..." {result.flags}')
-    return 0 if result.same_text else 1
-
-
-def _verified(path: str, progress: Progress) -> Any:
-    """An opened bundle whose checksums hold."""
-    from edgespec.bundle import open_bundle
-
-    with progress.stage("checksums"):
-        return open_bundle(path)
-
-
-def _opened(config: GenerateConfig | ChatConfig, progress: Progress) -> Any:
-    runtime_type = _load("edgespec.runtime.session", "Runtime", extra="onnx")
-    remote_type = _load("edgespec.runtime.remote", "Remote", extra="onnx")
-    remote = remote_type(config.via, config.to) if config.via else None
-    return runtime_type.open(config.bundle, config.threads, note=progress.note, remote=remote)
-
-
-def _settings(config: GenerateConfig | ChatConfig) -> Any:
-    settings_type = _load("edgespec.runtime.session", "Settings", extra="onnx")
-    values = {f.name: getattr(config, f.name) for f in fields(settings_type) if hasattr(config, f.name)}
-    return settings_type(**values | ({"drafter": "none"} if getattr(config, "no_draft", False) else {}))
-
-
-def _typed(prompt: bool) -> Iterator[str]:
-    """Lines that the user types, without the empty ones."""
-    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no UTF-8 are told of, as in an argument
-        sys.stdin.reconfigure(errors="surrogateescape")
-    while True:
-        try:
-            line = input("> " if prompt else "").strip()
-        except EOFError:
-            return
-        except _Terminated:
-            raise
-        except KeyboardInterrupt:
-            print()
-            return
-        if line:
-            yield line
-
-
-COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
-    (export, ExportConfig),
-    (inspect, InspectConfig),
-    (check, CheckConfig),
-    (generate, GenerateConfig),
-    (chat, ChatConfig),
-    (tune, TuneConfig),
-    (eval, EvalConfig),
-    (build, BuildConfig),
-    (push, PushConfig),
-)
-
-
 class _Parser(argparse.ArgumentParser):
     """argparse, with its errors in our two lines."""
 
@@ -304,43 +59,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Every command's parser; the name `profile_list` is the word `list` under the word `profile`."""
     parser = _Parser("edgespec", description="Fixed-shape export and lossless speculative decoding.")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    words = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    groups: dict[str, Any] = {}
     for command, kind in COMMANDS:
+        group, _, name = command.__name__.rpartition("_")
+        if group and group not in groups:
+            text = GROUPS[group]
+            one = words.add_parser(group, help=text, description=text, allow_abbrev=False)
+            groups[group] = one.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
         text = (command.__doc__ or "").strip()
-        one = commands.add_parser(command.__name__, help=text, description=text, allow_abbrev=False)
+        one = groups.get(group, words).add_parser(name, help=text, description=text, allow_abbrev=False)
         one.set_defaults(command=command, kind=kind)
         add_flags(one, kind)
         one.add_argument("--json", action="store_true", help="print one JSON object")
         one.add_argument("-q", "--quiet", action="store_true", help="no progress on stderr")
     return parser
-
-
-def _load(module: str, name: str, extra: str = "export") -> Any:
-    """A part that needs an extra, or a BackendError that names the extra."""
-    try:
-        return getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("edgespec"):
-            raise
-        raise BackendError(f"{error.name} is not installed", f"pip install 'edgespec[{extra}]'") from None
-
-
-def _print_json(command: str, result: dict[str, Any]) -> None:
-    print(json.dumps({"schema": f"edgespec.{command}/1", **result}, indent=1, allow_nan=False))
-
-
-class _Terminated(KeyboardInterrupt):
-    """Somebody else ends the program; Ctrl-C may only end an answer."""
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    raise _Terminated
-
-
-def _written(path: str) -> TextIO:
-    try:
-        return open(path, "w", encoding="utf-8")
-    except OSError as error:
-        hint = "give another file"
-        raise InputError(f"{path} cannot be written: {error.strerror}", hint) from None

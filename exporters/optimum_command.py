@@ -12,7 +12,8 @@ from argparse import ArgumentParser
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-from edgespec.config import ExportConfig, add_flags
+from edgespec.config import ExportConfig
+from edgespec.flags import add_flags
 
 COMMAND = "edgespec"
 

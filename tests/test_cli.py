@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import edgespec.cli
+import edgespec.console
 from edgespec.cli import main
+from edgespec.config import InspectConfig
 from edgespec.errors import MismatchError
 from tests.helpers.bundles import make
 
@@ -149,7 +151,7 @@ def run_as(monkeypatch: pytest.MonkeyPatch, fault: BaseException) -> int:
     def command(*args: object) -> int:
         raise fault
 
-    monkeypatch.setattr(edgespec.cli, "COMMANDS", ((command, edgespec.cli.InspectConfig),))
+    monkeypatch.setattr(edgespec.cli, "COMMANDS", ((command, InspectConfig),))
     return main(["command", "x"])
 
 
@@ -181,6 +183,6 @@ def test_a_missing_extra_is_named(
     def load(name: str, *args: object, **more: object) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    monkeypatch.setattr(edgespec.cli, "import_module", load)
+    monkeypatch.setattr(edgespec.console, "import_module", load)
     assert main(["check", str(bundle.path), "-q"]) == 2
     assert capsys.readouterr().err == "error: torch is not installed\nhint:  pip install 'edgespec[export]'\n"

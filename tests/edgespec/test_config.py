@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.config import CheckConfig, EvalConfig, ExportConfig, GenerateConfig, add_flags, from_values
+from edgespec.config import CheckConfig, EvalConfig, ExportConfig, GenerateConfig
 from edgespec.errors import InputError
+from edgespec.flags import add_flags, from_values
 from edgespec.policy import NAMES
 from tests.helpers.bundles import make
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from edgespec.config import EvalConfig, from_values
+from edgespec.config import EvalConfig
 from edgespec.errors import InputError
 from edgespec.evaluation_plan import Cell, Plan, plan, policies_of, queries
+from edgespec.flags import from_values
 from edgespec.policy import NAMES
 from edgespec.spec import CacheSpec, ModelEntry
 from tests.helpers.bundles import model_entry

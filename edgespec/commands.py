@@ -1,0 +1,253 @@
+"""The commands, one short function each: a config in, a result on stdout, all else on stderr, the exit code.
+
+Heavy imports stand inside the functions, so `edgespec --help` needs no torch.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import fields
+from typing import Any
+
+from edgespec.config import (
+    BuildConfig,
+    ChatConfig,
+    CheckConfig,
+    EvalConfig,
+    ExportConfig,
+    GenerateConfig,
+    InspectConfig,
+    PushConfig,
+    TuneConfig,
+)
+from edgespec.console import Terminated, load, print_json, verified, written
+from edgespec.errors import InputError
+from edgespec.progress import Progress
+
+
+def export(config: ExportConfig, as_json: bool, progress: Progress) -> int:
+    """Make a bundle."""
+    config.check()
+    run = load("edgespec.exporters", "export")
+    bundle = run(config, progress, load("edgespec.runtime.engine", "Engine"))
+    if as_json:
+        print_json("export", {"bundle": str(bundle.path), "files": len(bundle.manifest.files)})
+    else:
+        print(bundle.path)
+    progress.note(f"next: edgespec inspect {bundle.path}")
+    return 0
+
+
+def inspect(config: InspectConfig, as_json: bool, progress: Progress) -> int:
+    """Print what a bundle holds and what it costs a device."""
+    from edgespec.count import count
+    from edgespec.report import to_json, to_table
+
+    bundle = verified(config.bundle, progress)
+    costs = count(bundle)
+    if as_json:
+        print_json("inspect", to_json(costs))
+    else:
+        print(to_table(costs), end="")
+    progress.note(f"next: edgespec check {config.bundle}")
+    return 0
+
+
+def check(config: CheckConfig, as_json: bool, progress: Progress) -> int:
+    """Prove a bundle; exit 1 if it does not do what its source does."""
+    config.check()
+    bundle = verified(config.bundle, progress)
+    from edgespec.profiles import operators
+
+    run = load("edgespec.exporters.check", "check")
+    engine = load("edgespec.runtime.engine", "Engine")
+    allowed = operators(config.ops or bundle.manifest.device)
+    result = run(
+        bundle, engine, allowed, config.source, config.text, config.self_only, progress, config.draft_source
+    )
+    if as_json:
+        print_json("check", result.to_json())
+    else:
+        print("\n".join(result.lines()))
+    verdict = f'edgespec generate {config.bundle} "..."' if result.passed else "export the bundle again"
+    progress.note(f"next: {verdict}")
+    return 0 if result.passed else 1
+
+
+def generate(config: GenerateConfig, as_json: bool, progress: Progress) -> int:
+    """Answer a prompt, speculatively; the text is that of plain decoding."""
+    config.check()
+    settings = _settings(config)
+    with (
+        written(config.trace) if config.trace else nullcontext() as trace,
+        _opened(config, progress) as runtime,
+    ):
+        session = runtime.session()
+        for piece in session.stream(config.prompt, settings, raw=config.raw, trace=trace):
+            if not as_json:
+                print(piece, end="", flush=True)
+    if as_json:
+        print_json("generate", session.answer.to_json())
+    else:
+        print()
+    if config.stats:
+        from edgespec.report import stats_lines
+
+        print("\n".join(stats_lines(session.answer.stats)), file=sys.stderr)
+    progress.note(f"next: edgespec chat {config.bundle}")
+    return 0
+
+
+def chat(config: ChatConfig, as_json: bool, progress: Progress) -> int:
+    """Talk to a bundle in the terminal: /reset starts anew, /quit or the end of the input ends."""
+    config.check()
+    with _opened(config, progress) as runtime:
+        session = runtime.session()
+        for line in _typed(sys.stdin.isatty()):
+            if line == "/quit":
+                break
+            if line == "/reset":
+                session.close()
+                session = runtime.session()
+                continue
+            try:
+                for piece in session.stream(line, _settings(config)):
+                    print("" if as_json else piece, end="", flush=True)
+            except Terminated:
+                raise
+            except KeyboardInterrupt:  # ends the answer, not the conversation
+                print("" if as_json else " [interrupted]", end="")
+            except InputError as error:
+                print(error, file=sys.stderr)
+                continue
+            print(json.dumps(session.answer.to_json()) if as_json else "")
+    return 0
+
+
+def build(config: BuildConfig, as_json: bool, progress: Progress) -> int:
+    """Compile the native runtime now; prints where the binary is."""
+    path = load("edgespec.runtime.build", "binary")(progress.note, config.sanitize, config.arch)
+    if as_json:
+        print_json("build", {"binary": str(path)})
+    else:
+        print(path)
+    return 0
+
+
+def tune(config: TuneConfig, as_json: bool, progress: Progress) -> int:
+    """Measure what a call costs at each width, for the rule that decides how much to draft."""
+    config.check()
+    names = ("Runtime", "cpu", "table_of")
+    runtime_type, cpu, table_of = (load("edgespec.runtime.session", name, extra="onnx") for name in names)
+    with runtime_type.open(config.bundle, config.threads, note=progress.note, tuned=False) as runtime:
+        with progress.stage("call costs") as advance:
+            table = runtime.tune(config.runs, advance)
+        path = table_of(runtime.bundle.path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(table | {"cpu": cpu()}, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    if as_json:
+        print_json("tune", {"file": str(path), "table": table})
+    else:
+        from edgespec.report import costs_lines
+
+        print("\n".join(costs_lines(table)))
+        print(path)
+    progress.note(f'next: edgespec generate {config.bundle} "..." --stats')
+    return 0
+
+
+def eval(config: EvalConfig, as_json: bool, progress: Progress) -> int:
+    """Measure what each eviction policy costs in quality, against the un-evicted model; ends with advice."""
+    config.check()
+    from pathlib import Path
+
+    bundle = verified(config.bundle, progress)
+    engine = load("edgespec.runtime.engine", "Engine")
+    write_policy = load("edgespec.exporters.commit", "write_policy")
+    render = load("edgespec.runtime.text", "render")
+    from edgespec.evaluation import evaluate
+    from edgespec.evaluation_plots import heat_maps
+    from edgespec.evaluation_report import to_table, write
+
+    result = evaluate(bundle, config, engine, write_policy, render, progress)
+    folder = Path(config.output)
+    try:
+        pictures = heat_maps(result, folder)
+    except ModuleNotFoundError as error:
+        progress.note(f"no heat maps: {error.name} is not installed; pip install 'edgespec[plots]'")
+        pictures = []
+    write(result, folder, pictures)
+    if as_json:
+        print_json("eval", result.to_json())
+    else:
+        print(to_table(result), end="")
+    progress.note(f"next: open {folder / 'report.html'}")
+    return 0
+
+
+def push(config: PushConfig, as_json: bool, progress: Progress) -> int:
+    """Copy a bundle and the runtime to a device, check and tune it there, and say what to type next.
+
+    Exit 1 if the device gives speculative text that is not its plain text.
+    """
+    config.check()
+    run = load("edgespec.runtime.push", "push", extra="onnx")
+    result = run(config.bundle, config.via, config.to, config.binary, config.threads, progress)
+    if as_json:
+        print_json("push", result.to_json())
+    else:
+        print("\n".join(result.lines()))
+    if result.same_text:
+        progress.note(f'next: edgespec generate {config.bundle} "..." {result.flags}')
+    return 0 if result.same_text else 1
+
+
+def _opened(config: GenerateConfig | ChatConfig, progress: Progress) -> Any:
+    runtime_type = load("edgespec.runtime.session", "Runtime", extra="onnx")
+    remote_type = load("edgespec.runtime.remote", "Remote", extra="onnx")
+    remote = remote_type(config.via, config.to) if config.via else None
+    return runtime_type.open(config.bundle, config.threads, note=progress.note, remote=remote)
+
+
+def _settings(config: GenerateConfig | ChatConfig) -> Any:
+    settings_type = load("edgespec.runtime.session", "Settings", extra="onnx")
+    values = {f.name: getattr(config, f.name) for f in fields(settings_type) if hasattr(config, f.name)}
+    return settings_type(**values | ({"drafter": "none"} if getattr(config, "no_draft", False) else {}))
+
+
+def _typed(prompt: bool) -> Iterator[str]:
+    """Lines that the user types, without the empty ones."""
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no UTF-8 are told of, as in an argument
+        sys.stdin.reconfigure(errors="surrogateescape")
+    while True:
+        try:
+            line = input("> " if prompt else "").strip()
+        except EOFError:
+            return
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            print()
+            return
+        if line:
+            yield line
+
+
+COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
+    (export, ExportConfig),
+    (inspect, InspectConfig),
+    (check, CheckConfig),
+    (generate, GenerateConfig),
+    (chat, ChatConfig),
+    (tune, TuneConfig),
+    (eval, EvalConfig),
+    (build, BuildConfig),
+    (push, PushConfig),
+)
+GROUPS: dict[str, str] = {}  # words that stand before several commands, with their help
