@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "onnxruntime", "onnxscript", "safetensors", "gguf", "optimum"}
-# What each module of edgespec/ may import from edgespec at its top; commands import the rest inside functions.
+# What each module of edgespec/ may import from edgespec at its top; commands import more inside functions.
 TABLE = {
     "__init__": set(),
     "__main__": {"cli"},
