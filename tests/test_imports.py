@@ -23,6 +23,7 @@ TABLE = {
     "task_words": set(),
     "flags": {"errors"},
     "config": {"errors", "flags", "spec", "policy", "bundle", "task_words"},
+    "prompts": {"errors"},
     "material": {"errors", "bundle"},
     "tasks": {"errors", "material", "task_words"},
     "evaluation_plan": {"errors", "spec", "policy", "config", "task_words"},
@@ -44,7 +45,7 @@ TABLE = {
 COMMANDS = ("commands", "console", "__main__")  # these see everything, inside functions
 # What a folder may import beside itself, at any depth.
 FOLDERS = {
-    "exporters": {"errors", "spec", "policy", "bundle", "config", "flags", "progress", "profiles"},
+    "exporters": {"errors", "spec", "policy", "bundle", "config", "flags", "progress", "profiles", "prompts"},
     "runtime": {"errors", "spec", "bundle", "trace", "build", "progress"},
     "profiles": {"errors"},
 }

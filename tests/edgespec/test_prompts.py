@@ -1,0 +1,50 @@
+"""Prompts come out of every format that the data sets are in; a file without any is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from edgespec.errors import InputError
+from edgespec.prompts import Prompt, read
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("a.jsonl", '{"turns": ["one", "two"], "category": "qa"}\n\n{"question": "3?"}\n',
+         [("one", "qa"), ("3?", "a")]),
+        ("b.json", '[{"instruction": "sum", "input": "1, 2"}, {"instruction": "no", "input": ""}]',
+         [("sum\n\n1, 2", "b"), ("no", "b")]),
+        ("c.csv", 'Q,A,label\n"안녕, 너",b,0\n', [("안녕, 너", "c")]),
+        ("d.txt", "first\n\n second \n", [("first", "d"), ("second", "d")]),
+    ],
+)  # fmt: skip
+def test_formats(tmp_path: Path, name: str, text: str, wanted: list[tuple[str, str]]) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+    assert read(tmp_path / name) == read(tmp_path / f"{name}.gz") == [Prompt(*pair) for pair in wanted]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.jsonl", b"", "holds no prompt"),
+        ("a.jsonl", b"[1]", "record 1 is no object"),
+        ("a.jsonl", b'{"prompt": "x"}\n{', "line 2 is no JSON"),
+        ("a.json", b"{}", "it is no list"),
+        ("a.jsonl", json.dumps({"prompt": 7}).encode(), "a prompt is int, not text"),
+        ("a.txt", b"\xff\xfe", "cannot be read"),
+        ("a.jsonl.gz", b"no gzip", "cannot be read"),
+    ],
+)
+def test_bad_files(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=message) as caught:
+        read(tmp_path / name)
+    assert name in str(caught.value) and caught.value.hint
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        read(tmp_path / "absent.txt")
