@@ -1,0 +1,313 @@
+"""Trains a draft on what its target wrote (arXiv 2403.00858): batches, the loop, checkpoints to go on from.
+
+The draft's embedding and LM head are the target's own and stay frozen, so that a trimmed head and context
+rows fit and neither is stored again. Hugging Face accelerate drives it: the same command on a CPU, a GPU or
+many machines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from edgespec.errors import InputError
+from edgespec.exporters.losses import LOSSES
+from edgespec.exporters.samples import Sample, replaced
+
+STATE, CURVE, MODEL = "state.json", "curve.jsonl", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a draft is trained. `tokens` are the padded tokens of one step, of all processes together."""
+
+    steps: int = 2000
+    loss: str = "kl"
+    rate: float = 7e-4
+    warmup: int = 50
+    tokens: int = 800
+    longest: int = 320
+    seed: int = 0
+    measure: int = 200  # steps between two measurements, each with a checkpoint
+    patience: int = 0  # measurements without a better BE before it stops early; 0: never
+    drafts: int = 4  # drafted tokens a round, for BE
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts side by side: `tokens` [n, T] padded on the right, and the places whose next token is learned.
+
+    `rows`, `columns` [m] are those places; `top_ids`, `top_p` [m, K] what the target saw after each.
+    """
+
+    tokens: Tensor
+    rows: Tensor
+    columns: Tensor
+    top_ids: Tensor
+    top_p: Tensor
+
+
+def cut(sample: Sample, longest: int) -> Sample:
+    """The sample with at most `longest` tokens: its prompt's beginning goes first, then its own end."""
+    written = min(len(sample.tokens) - sample.prompt, longest - 1)
+    prompt = min(sample.prompt, longest - written)
+    start = sample.prompt - prompt
+    end = sample.prompt + written
+    return replace(
+        sample,
+        tokens=sample.tokens[start:end],
+        prompt=prompt,
+        top_ids=sample.top_ids[:written],
+        top_logp=sample.top_logp[:written],
+    )
+
+
+def schedule(lengths: Sequence[int], tokens: int, seed: int) -> list[list[int]]:
+    """The texts of each step of an epoch: shuffled, of like length together, at most `tokens` padded."""
+    draw = np.random.default_rng(seed)
+    order = draw.permutation(len(lengths))
+    batches: list[list[int]] = []
+    for start in range(0, len(order), 256):
+        group: list[int] = []
+        for i in sorted(order[start : start + 256], key=lambda i: lengths[i]):
+            if group and lengths[i] * (len(group) + 1) > tokens:
+                batches.append(group)
+                group = []
+            group.append(int(i))
+        batches.append(group)
+    return [batches[i] for i in draw.permutation(len(batches))]
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """The samples as one batch."""
+    tokens = np.zeros((len(samples), max(len(s.tokens) for s in samples)), np.int64)
+    rows, columns = [], []
+    for row, s in enumerate(samples):
+        tokens[row, : len(s.tokens)] = s.tokens
+        written = len(s.tokens) - s.prompt
+        rows.append(np.full(written, row))
+        columns.append(np.arange(s.prompt - 1, s.prompt - 1 + written))
+    ids = np.concatenate([s.top_ids for s in samples]).astype(np.int64)
+    p = np.exp(np.concatenate([s.top_logp for s in samples]).astype(np.float32))
+    arrays = (tokens, np.concatenate(rows), np.concatenate(columns), ids, p)
+    return Batch(*(torch.from_numpy(a) for a in arrays))
+
+
+def law(batch: Batch, kept: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+    """The target's likeliest tokens as columns of `kept` (-1: lacking), and their share of what is left."""
+    column = torch.full((vocab,), -1, dtype=torch.long)
+    column[kept] = torch.arange(len(kept))
+    index = column[batch.top_ids]
+    p = batch.top_p.masked_fill(index < 0, 0.0)
+    return index, p / p.sum(1, keepdim=True).clamp_min(1e-6)
+
+
+class Draft(nn.Module):
+    """A Transformers decoder whose hidden rows meet chosen rows of a frozen head."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        model.get_input_embeddings().weight.requires_grad_(False)
+        model.get_output_embeddings().weight.requires_grad_(False)
+
+    def forward(self, tokens: Tensor, rows: Tensor, columns: Tensor, kept: Tensor) -> Tensor:
+        """Log-softmax [m, len(kept)] at the named places."""
+        hidden = self.model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[rows, columns]
+        head = self.model.get_output_embeddings()
+        return nn.functional.linear(hidden, head.weight[kept]).float().log_softmax(-1)
+
+    def learned(self) -> dict[str, Tensor]:
+        """The parameters that training changes, under the checkpoint's names."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def block_efficiency(
+    draft: Draft, samples: Sequence[Sample], kept: np.ndarray, drafts: int, context: bool = True
+) -> float:
+    """BE over greedy texts: tokens / verify calls with `drafts` drafted a round; no round is run for it.
+
+    Greedy drafts that are accepted are the text itself, so one pass over the text tells where the draft's
+    likeliest token is the next one; a round takes the run of such places. Candidates are `kept` and, with
+    `context`, every token that the text has had so far (context rows).
+    """
+    tokens_emitted = calls = 0
+    for sample in samples:
+        batch = collate([sample])
+        first = {int(t): 0 for t in kept}
+        if context:
+            for place, token in enumerate(sample.tokens[:-1].tolist()):
+                first.setdefault(token, place)
+        ids = torch.tensor(sorted(first))
+        since = torch.tensor([first[int(i)] for i in ids])
+        logq = draft(batch.tokens, batch.rows, batch.columns, ids)
+        logq = logq.masked_fill(since[None] > batch.columns[:, None], -torch.inf)
+        hits = (ids[logq.argmax(1)] == batch.tokens[0, batch.columns + 1]).tolist()
+        place = 0
+        while place < len(hits):
+            run = 0
+            while run < drafts and place + run < len(hits) and hits[place + run]:
+                run += 1
+            tokens_emitted += min(run + 1, len(hits) - place)
+            place += run + 1
+            calls += 1
+    return tokens_emitted / max(1, calls)
+
+
+def learning_rate(step: int, training: Training) -> float:
+    """A linear warm-up, then half a cosine to zero."""
+    if step < training.warmup:
+        return training.rate * (step + 1) / training.warmup
+    part = (step - training.warmup) / max(1, training.steps - training.warmup)
+    return training.rate * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
+
+
+def train(
+    model: Any,
+    samples: Sequence[Sample],
+    held_out: Sequence[Sample],
+    kept: np.ndarray,
+    folder: Path,
+    training: Training,
+    accelerator: Any,
+    advance: Callable[[int, int], None],
+    note: Callable[[str], None],
+) -> None:
+    """Train `model` in place, the best checkpoint left in the folder; goes on where a run was stopped.
+
+    Each measurement is a line of curve.jsonl (step, tokens, loss, BE on `held_out`'s greedy texts, seconds).
+    InputError where the folder's run had other settings, and where the loss is no number.
+    """
+    draft = Draft(model)
+    texts = [cut(s, training.longest) for s in samples]
+    greedy = [cut(s, training.longest) for s in held_out if s.temperature == 0]
+    if not texts or not greedy:
+        raise InputError("there are too few samples to train on and to measure with", "make more samples")
+    weights = [p for p in draft.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=training.rate, betas=(0.9, 0.95), weight_decay=0.01)
+    state = resume(folder, draft, optimizer, training)
+    ready, optimizer = accelerator.prepare(draft, optimizer)
+    loss_of = LOSSES[training.loss]
+    vocab, static = model.config.vocab_size, torch.from_numpy(kept)
+    steps = endless([len(s.tokens) for s in texts], training)
+    losses: list[float] = []
+    for step in range(training.steps):
+        numbers = next(steps)
+        if step < state["step"]:
+            continue
+        began = time.monotonic()
+        mine = numbers[accelerator.process_index :: accelerator.num_processes] or numbers[:1]
+        batch = collate([texts[i] for i in mine])
+        ids = torch.cat([static, batch.tokens.flatten()]).unique()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, training)
+        index, p = law(batch, ids, vocab)
+        loss = loss_of(index, p, ready(batch.tokens, batch.rows, batch.columns, ids))
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"the loss of step {step} is {loss.item()}", "use a lower --rate; the last checkpoint is kept"
+            )
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+        state["tokens"] += len(batch.rows) * accelerator.num_processes
+        state["seconds"] += time.monotonic() - began
+        advance(step + 1, training.steps)
+        if (step + 1) % training.measure == 0 or step + 1 == training.steps:
+            state["step"] = step + 1
+            if accelerator.is_main_process:
+                state["losses"] = losses
+                measured(folder, draft, optimizer, greedy, kept, state, training, note)
+            accelerator.wait_for_everyone()
+            losses = []
+            if (
+                training.patience
+                and state["step"] - state["best_step"] >= training.patience * training.measure
+            ):
+                note(f"stopped early: no better BE since step {state['best_step']}")
+                return
+
+
+def endless(lengths: Sequence[int], training: Training) -> Iterator[list[int]]:
+    """The texts of every step, epoch after epoch: a function of the seed, so that a run can be resumed."""
+    epoch = 0
+    while True:
+        yield from schedule(lengths, training.tokens, training.seed * 1_000_003 + epoch)
+        epoch += 1
+
+
+def measured(
+    folder: Path,
+    draft: Draft,
+    optimizer: Any,
+    greedy: Sequence[Sample],
+    kept: np.ndarray,
+    state: dict[str, Any],
+    training: Training,
+    note: Callable[[str], None],
+) -> None:
+    """Measure BE, add a line to the curve, and save: the best model apart from what a resumed run needs."""
+    draft.eval()
+    found = block_efficiency(draft, greedy, kept, training.drafts)
+    draft.train()
+    losses = state.pop("losses")
+    line = {
+        "step": state["step"],
+        "tokens": state["tokens"],
+        "loss": sum(losses) / len(losses),
+        "block_efficiency": found,
+        "seconds": round(state["seconds"], 1),
+    }
+    with (folder / CURVE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    note(f"step {line['step']:>6}  loss {line['loss']:.4f}  BE {found:.3f}  {state['tokens']:,} tokens")
+    learned = {name: p.detach().contiguous() for name, p in draft.learned().items()}
+    if found > state["best"]:
+        state |= {"best": found, "best_step": state["step"]}
+        replaced(folder / MODEL, lambda path: save_file(learned, path))
+    moments = {f"{name}.{i}": v for i, (_, s) in enumerate(sorted(optimizer_state(optimizer).items()))
+               for name, v in s.items()}  # fmt: skip
+    replaced(folder / "resume.safetensors", lambda path: save_file(learned | moments, path))
+    text = json.dumps(state | {"training": asdict(training)}, indent=1)
+    replaced(folder / STATE, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def optimizer_state(optimizer: Any) -> dict[int, dict[str, Tensor]]:
+    """AdamW's moments and step counts by the number of the parameter."""
+    return {i: {n: t.contiguous() for n, t in s.items()} for i, s in optimizer.state_dict()["state"].items()}
+
+
+def resume(folder: Path, draft: Draft, optimizer: Any, training: Training) -> dict[str, Any]:
+    """The state of the folder's run, its weights and moments put in place; a fresh one in a new folder."""
+    path = folder / STATE
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CURVE).unlink(missing_ok=True)
+        return {"step": 0, "tokens": 0, "seconds": 0.0, "best": 0.0, "best_step": 0}
+    state = json.loads(path.read_text(encoding="utf-8"))
+    held = Training(**state.pop("training"))
+    if replace(held, patience=training.patience, measure=training.measure) != training:
+        raise InputError(f"{folder} holds a training with other settings", "choose another folder with -o")
+    saved = load_file(folder / "resume.safetensors")
+    with torch.no_grad():
+        for name, parameter in draft.learned().items():
+            parameter.copy_(saved.pop(name))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in saved.items():
+        kind, _, number = name.rpartition(".")
+        moments.setdefault(int(number), {})[kind] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    return state
