@@ -52,22 +52,28 @@ def draft_job(config: ExportConfig, target: Job) -> Job:
 
     A head trimmed to the most useful rows.
     """
-    if config.draft == DEMO:
-        checkpoint = draft_of(target.checkpoint, tuple(range(min(DRAFT_LAYERS, target.spec.layers))))
-    else:
-        checkpoint = open_checkpoint(config.draft or "")
-        same_tokens(target.checkpoint, checkpoint)
+    checkpoint = draft_checkpoint(config.draft or "", target.checkpoint)
     spec = model_spec(checkpoint.config)
     tokens, vocab = target.checkpoint.tokenizer, min(spec.vocab, target.spec.vocab)
     if config.draft_vocab:
-        ids = from_file(Path(config.draft_vocab), tokens.tokenizer_json, tokens.stop_ids, vocab)
+        path, known = Path(config.draft_vocab), (tokens.tokenizer_json, tokens.stop_ids)
+        ids = from_file(path, *known, vocab, tokens.chat_template)
     else:
-        rows = min(config.draft_rows, vocab)
-        ids = by_frequency(tokens.tokenizer_json, tokens.stop_ids, choice_text(config), rows, vocab)
+        rows, known = min(config.draft_rows, vocab), (tokens.tokenizer_json, tokens.stop_ids)
+        ids = by_frequency(*known, choice_text(config), rows, vocab, tokens.chat_template)
     cache = cache_spec(config, spec, "draft", checkpoint.source)
     head: np.ndarray | None = None if len(ids) == spec.vocab else ids
     job = Job("draft", checkpoint, spec, cache, target.precision, (), target.fused, head)
     return replace(job, context_rows=context_rows(config, job, target))
+
+
+def draft_checkpoint(word: str, target: Checkpoint) -> Checkpoint:
+    """The draft that a word names: a checkpoint of its own, or for `demo` two of the target's layers."""
+    if word == DEMO:
+        return draft_of(target, tuple(range(min(DRAFT_LAYERS, target.config.num_hidden_layers))))
+    checkpoint = open_checkpoint(word)
+    same_tokens(target, checkpoint)
+    return checkpoint
 
 
 def context_rows(config: ExportConfig, draft: Job, target: Job) -> int:

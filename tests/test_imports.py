@@ -39,13 +39,19 @@ TABLE = {
     "report": {"errors", "spec", "count", "latency"},
     "gate": {"errors", "report"},
     "console": {"errors", "progress"},
-    "commands": {"errors", "config", "console", "progress"},
+    "vocabulary": {"errors", "spec"},
+    "config_trim": {"errors", "flags"},
+    "trim_result": set(),
+    "trim_report": {"errors", "trim_result"},
+    "commands_trim": {"config_trim", "console", "progress"},
+    "commands": {"errors", "config", "console", "progress", "commands_trim"},
     "cli": {"errors", "flags", "commands", "console", "progress"},
 }
-COMMANDS = ("commands", "console", "__main__")  # these see everything, inside functions
+COMMANDS = ("commands", "commands_trim", "console", "__main__")  # these see everything, inside functions
 # What a folder may import beside itself, at any depth.
 FOLDERS = {
-    "exporters": {"errors", "spec", "policy", "bundle", "config", "flags", "progress", "profiles", "prompts"},
+    "exporters": {"errors", "spec", "policy", "bundle", "config", "flags", "progress", "profiles", "prompts"}
+    | {"vocabulary", "config_trim", "trim_result"},
     "runtime": {"errors", "spec", "bundle", "trace", "build", "progress"},
     "profiles": {"errors"},
 }
