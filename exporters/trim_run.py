@@ -153,7 +153,8 @@ def cost_of(target: Checkpoint, draft: Checkpoint) -> Callable[[int, int], float
     """c of a draft with so many head rows and context rows: bytes that its call reads / the target's."""
     hidden = draft.config.hidden_size
     own, whole = body(draft), body(target) + stored(target.config.vocab_size, target.config.hidden_size)
-    return lambda size, rows: (own + stored(size, hidden) + 4 * rows * hidden) / whole
+    filled = lambda size, rows: min(rows, draft.config.vocab_size - size)  # a whole head lacks nothing  # noqa: E731
+    return lambda size, rows: (own + stored(size, hidden) + 4 * filled(size, rows) * hidden) / whole
 
 
 def body(checkpoint: Checkpoint) -> int:

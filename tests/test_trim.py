@@ -136,7 +136,7 @@ def test_the_report(tmp_path: Path) -> None:
     )
     text = trim_report.to_table(result)
     assert "answers of t to a x 2, b x 1: 1,200 tokens counted, 300 held out" in text
-    assert "with context rows: MBSU 1.026 at 512 rows (c 0.1000, gamma 2), +1905.0% on the whole head" in text
+    assert "with context rows: MBSU 1.026 at 512 rows (c 0.1000, gamma 2), +1903.1% on the whole head" in text
     trim_report.write_html(result, tmp_path / "p.html")
     assert (tmp_path / "p.html").read_text().count("<polyline") == 4
     pytest.importorskip("matplotlib")
