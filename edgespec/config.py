@@ -29,6 +29,7 @@ from edgespec.spec import DEVICES, POSITIONS, PRECISIONS
 from edgespec.task_words import NAMES as TASKS
 
 FORMATS = ("onnx",)
+DRAFTS = ("demo", "layers")  # drafts that are no path: the shipped one, and the target's own layers
 DEVICE_PRECISIONS = {"cpu": PRECISIONS, "npu": ("int4", "fp16")}
 LARGEST_BUDGET = 2**20
 WINDOW = 32
@@ -43,7 +44,10 @@ class ExportConfig:
 
     target: str = flag("Hugging Face folder, .gguf file, or the word demo", positional=True)
     output: str = flag("folder of the bundle to make", short="-o")
-    draft: str | None = flag("draft model: folder, .gguf file, or demo (two of the target's layers)", None)
+    draft: str | None = flag(
+        "draft model: demo (the shipped one), a folder, a .gguf file, or layers (two of the target's own)",
+        None,
+    )
     budget: int = flag("cache rows that survive an eviction", 1024)
     block: int = flag("cache rows evicted at once, and tokens of one prefill call", 128)
     widths: tuple[int, ...] = flag("widths of the verify graphs", (2, 4, 8))
@@ -85,8 +89,8 @@ class ExportConfig:
         self._check_cache()
         self._check_draft()
         self._check_weights()
-        for name in ("target", "draft"):
-            check_model(name, getattr(self, name))
+        check_model("target", self.target)
+        check_model("draft", self.draft, DRAFTS)
         for name in ("text", "draft_vocab"):
             check_file(name, getattr(self, name))
         check_output(Path(os.path.abspath(self.output)), self.force)
@@ -171,7 +175,7 @@ class CheckConfig:
     def check(self) -> CheckConfig:
         """Itself, or an InputError for the first value that cannot work."""
         check_model("source", self.source)
-        check_model("draft_source", self.draft_source)
+        check_model("draft_source", self.draft_source, DRAFTS)
         check_file("text", self.text)
         return self
 

@@ -39,13 +39,16 @@ TABLE = {
     "report": {"errors", "spec", "count", "latency"},
     "gate": {"errors", "report"},
     "console": {"errors", "progress"},
-    "commands": {"errors", "config", "console", "progress"},
+    "config_draft": {"errors", "flags"},
+    "commands_draft": {"config_draft", "console", "progress"},
+    "commands": {"errors", "config", "console", "progress", "commands_draft"},
     "cli": {"errors", "flags", "commands", "console", "progress"},
 }
-COMMANDS = ("commands", "console", "__main__")  # these see everything, inside functions
+COMMANDS = ("commands", "commands_draft", "console", "__main__")  # these see everything, inside functions
 # What a folder may import beside itself, at any depth.
 FOLDERS = {
-    "exporters": {"errors", "spec", "policy", "bundle", "config", "flags", "progress", "profiles", "prompts"},
+    "exporters": {"errors", "spec", "policy", "bundle", "config", "flags", "config_draft"}
+    | {"progress", "profiles", "prompts"},
     "runtime": {"errors", "spec", "bundle", "trace", "build", "progress"},
     "profiles": {"errors"},
 }

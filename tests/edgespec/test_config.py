@@ -101,7 +101,7 @@ REFUSED = [
     (
         {"draft": "/nowhere/model"},
         "draft '/nowhere/model' does not exist",
-        "give a model folder, a .gguf file, or the word demo",
+        "give a model folder, a .gguf file, or the word demo or layers",
     ),
     ({"text": "/nowhere.txt"}, "text '/nowhere.txt' is not a file", "give an existing file to --text"),
     ({"layers": 3}, "unknown setting 'layers'", None),

@@ -64,7 +64,7 @@ def oracle(bundle: Bundle, ids: list[int], count: int) -> list[int]:
     return out
 
 
-SMALL: dict[str, Any] = {"draft": "demo", "draft_budget": 32, "draft_rows": 200}
+SMALL: dict[str, Any] = {"draft": "layers", "draft_budget": 32, "draft_rows": 200}
 CELLS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"policy": "h2o", "draft_policy": "caote(snapkv)", **SMALL}, {"drafter": "both", "stop_rule": "fixed"}),
     ({"policy": "lru", "draft_policy": "h2o", **SMALL}, {"drafter": "draft", "stop_rule": "fixed"}),
