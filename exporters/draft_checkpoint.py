@@ -45,7 +45,7 @@ def open_draft(word: str, target: Checkpoint) -> Checkpoint:
         return replace(draft_of(target, tuple(range(layers))), source=OWN)
     folder = shipped() if word == DEMO else Path(word)
     if folder.is_dir() and (folder / FACTS).is_file():
-        return trained(word, folder, target)
+        return trained(DEMO if word == DEMO else folder.name, folder, target)
     draft = open_checkpoint(word)
     if differing := vocabularies_differ(target.tokenizer, draft.tokenizer):
         shown = ", ".join(
@@ -141,7 +141,7 @@ def trained(source: str, folder: Path, target: Checkpoint) -> Checkpoint:
     wanted = {name for name, _ in parameters(config)}
     if missing := sorted(wanted - weights.names()):
         raise InputError(f"draft {source} lacks {missing[0]}", AGAIN)
-    return replace(target, source=source if source == DEMO else folder.name, config=config, weights=weights)
+    return replace(target, source=source, config=config, weights=weights)
 
 
 def tables(target: Checkpoint) -> frozenset[str]:

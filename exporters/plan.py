@@ -17,7 +17,7 @@ from edgespec.errors import BackendError, InputError
 from edgespec.exporters.assemble import Job
 from edgespec.exporters.calibrate import calibrate
 from edgespec.exporters.checkpoint import open_checkpoint
-from edgespec.exporters.draft_checkpoint import open_draft, vocabulary_of
+from edgespec.exporters.draft_checkpoint import OWN, open_draft, vocabulary_of
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.head import by_frequency, from_file
 from edgespec.exporters.step import model_spec
@@ -55,7 +55,8 @@ def draft_job(config: ExportConfig, target: Job) -> Job:
     else:
         rows = min(config.draft_rows, vocab)
         ids = by_frequency(tokens.tokenizer_json, tokens.stop_ids, choice_text(config), rows, vocab)
-    cache = cache_spec(config, spec, "draft", checkpoint.source)
+    whose = target.checkpoint.source if config.draft == OWN else checkpoint.source
+    cache = cache_spec(config, spec, "draft", whose)
     head: np.ndarray | None = None if len(ids) == spec.vocab else ids
     return Job("draft", checkpoint, spec, cache, target.precision, (), target.fused, head)
 
