@@ -57,7 +57,7 @@ def encoded(
     """The prompts as a user's first turn, through the chat template if there is one; not too long ones."""
     held = target.tokenizer
     tokenizer = Tokenizer.from_str(held.tokenizer_json.decode())
-    bos = "" if held.bos_id is None else tokenizer.id_to_token(held.bos_id)
+    bos = "" if held.bos_id is None else tokenizer.id_to_token(held.bos_id) or ""
     texts = [
         render(held.chat_template, [{"role": "user", "content": p.text}], bos, "")
         if held.chat_template

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -17,22 +18,9 @@ from edgespec.runtime.session import Runtime, Settings
 from tests.helpers import tiny
 from tests.helpers.checkpoints import edit_json, write_directory
 
-EXPORT = [
-    "--weights",
-    "fp32",
-    "--budget",
-    "64",
-    "--block",
-    "16",
-    "--widths",
-    "2,4",
-    "--draft-budget",
-    "32",
-    "--sinks",
-    "2",
-    "--recent",
-    "4",
-]
+EXPORT = shlex.split(
+    "--weights fp32 --budget 64 --block 16 --widths 2,4 --draft-budget 32 --sinks 2 --recent 4"
+)
 
 
 @pytest.fixture(scope="module", name="made")
