@@ -26,6 +26,7 @@ from edgespec.spec import (
     ModelSpec,
     TensorSpec,
     TokenizerEntry,
+    context_tensors,
     policy_inputs,
     policy_outputs,
     step_inputs,
@@ -52,6 +53,9 @@ def check(manifest: Manifest) -> None:
         raise _fault("models", f"must be one target and at most one draft, not {ascii(names)[:60]}")
     for model in manifest.models:
         _check_model(model, manifest.device)
+    widths = {model.spec.hidden for model in manifest.models}
+    if len(widths) > 1 and any(model.context_rows for model in manifest.models):
+        raise _fault("models.draft.context_rows", "are the target's head rows, and the two have other widths")
     vocab = max(model.spec.vocab for model in manifest.models)
     _check_tokenizer(manifest.tokenizer, vocab)
     for name, entry in manifest.files.items():
@@ -71,6 +75,7 @@ def _check_model(model: ModelEntry, device: str) -> None:
         raise _fault(
             f"{where}.head_rows", f"is {model.head_rows}, not 1 to the vocabulary {model.spec.vocab}"
         )
+    _check_context(model, where)
     if len(model.graphs) > MOST_GRAPHS:
         raise _fault(f"{where}.graphs", f"are {len(model.graphs)}, more than {MOST_GRAPHS}")
     for graph in model.graphs:
@@ -80,6 +85,15 @@ def _check_model(model: ModelEntry, device: str) -> None:
         if times > 1:
             raise _fault(f"{where}.graphs", f"hold {kind} of width {width} for bucket {bucket} twice")
     _check_complete(model, where)
+
+
+def _check_context(model: ModelEntry, where: str) -> None:
+    """Context rows hold tokens that a draft's own, trimmed head lacks."""
+    rows, most = model.context_rows, model.spec.vocab - model.head_rows
+    if rows and (model.name != "draft" or not model.head_ids):
+        raise _fault(f"{where}.context_rows", f"are {rows}, and only a draft's trimmed head has any")
+    if rows > most:
+        raise _fault(f"{where}.context_rows", f"are {rows}, and the head lacks {most} tokens")
 
 
 def _check_spec(spec: ModelSpec, where: str) -> None:
@@ -131,6 +145,8 @@ def _check_graph(graph: GraphSpec, model: ModelEntry, where: str) -> None:
         raise _fault(f"{where}.bucket", f"{graph.bucket} is none of the cache's {list(cache.buckets[:8])}")
     for tensor in (*graph.inputs, *graph.outputs):
         _check_tensor(tensor, where)
+    if graph.kind == "context":
+        return _check_context_graph(graph, model, where)
     if graph.kind not in STEPS:
         return _check_policy_graph(graph, model, where)
     if not 1 <= graph.width <= cache.widest:
@@ -139,19 +155,33 @@ def _check_graph(graph: GraphSpec, model: ModelEntry, where: str) -> None:
     if graph.width != fixed or (graph.kind == "verify" and graph.width < 2):
         raise _fault(f"{where}.width", f"is {graph.width}, which no {graph.kind} graph has")
     # Sizes first: the expected tensors are only built where the file has as many.
-    expected = 2 * spec.layers + (4 if graph.kind == "prefill" else 3)
+    context = model.context_rows
+    more = 1 if graph.kind == "prefill" else 2 if graph.kind == "draft" and context else 0
+    expected = 2 * spec.layers + 3 + more
     if len(graph.inputs) != expected:
         raise _fault(f"{where}.inputs", f"are {len(graph.inputs)}, not {expected}")
-    _same(
-        graph.inputs, step_inputs(graph.kind, graph.width, spec, cache.rows(graph.bucket)), f"{where}.inputs"
-    )
-    outputs = step_outputs(graph.kind, graph.width, spec, cache, graph.bucket, model.head_rows, _top(graph))
-    _same(graph.outputs, outputs, f"{where}.outputs")
+    inputs = step_inputs(graph.kind, graph.width, spec, cache.rows(graph.bucket), context)
+    _same(graph.inputs, inputs, f"{where}.inputs")
+    sizes = (graph.width, spec, cache, graph.bucket, model.head_rows, _top(graph), context)
+    _same(graph.outputs, step_outputs(graph.kind, *sizes), f"{where}.outputs")
 
 
 def _top(graph: GraphSpec) -> int:
     """How many candidates a draft graph offers; any number will do."""
     return next((t.shape[-1] for t in graph.outputs if t.name == "top_ids" and t.shape), 1)
+
+
+def _check_context_graph(graph: GraphSpec, model: ModelEntry, where: str) -> None:
+    """A context graph looks up as many of the target's head rows at once as it is wide."""
+    if not model.context_rows:
+        raise _fault(f"{where}.kind", "is context, and the head has no context rows")
+    if not 1 <= graph.width <= model.cache.widest:
+        raise _fault(f"{where}.width", f"is {graph.width}, not 1 to the widest {model.cache.widest}")
+    if graph.bucket != model.cache.budget:
+        raise _fault(f"{where}.bucket", f"is {graph.bucket}, not the budget {model.cache.budget}")
+    inputs, outputs = context_tensors(graph.width, model.spec.hidden)
+    _same(graph.inputs, inputs, f"{where}.inputs")
+    _same(graph.outputs, outputs, f"{where}.outputs")
 
 
 def _check_policy_graph(graph: GraphSpec, model: ModelEntry, where: str) -> None:
@@ -194,6 +224,9 @@ def _check_complete(model: ModelEntry, where: str) -> None:
         for kind in needed:
             if (kind, bucket) not in have:
                 raise _fault(f"{where}.graphs", f"lack {kind} for bucket {bucket}")
+    looked = sum(g.kind == "context" for g in model.graphs)
+    if looked != (model.context_rows > 0):
+        raise _fault(f"{where}.graphs", f"hold {looked} context graphs for {model.context_rows} context rows")
     wanted = [("commit", model.cache.budget)] if model.cache.policy != "none" else []
     if policy.carries(model.cache.policy):
         wanted += [("observe", bucket) for bucket in model.cache.buckets]

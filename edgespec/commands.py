@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
-from edgespec import commands_draft
+from edgespec import commands_draft, commands_trim
 from edgespec.config import (
     BuildConfig,
     ChatConfig,
@@ -251,5 +251,6 @@ COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
     (build, BuildConfig),
     (push, PushConfig),
     *commands_draft.COMMANDS,
+    *commands_trim.COMMANDS,
 )
 GROUPS = {**commands_draft.GROUPS}  # words that stand before several commands, with their help

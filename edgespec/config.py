@@ -69,6 +69,11 @@ class ExportConfig:
     embedding: str | None = flag("form of the embedding, where it differs", None, choices=PRECISIONS)
     draft_vocab: str | None = flag("file with one token id a line: the rows of the draft's head", None)
     draft_rows: int = flag("rows of the draft's head when chosen by frequency", 16384)
+    context_rows: int | None = flag(
+        "further rows of the draft's head, which hold tokens of the conversation; 0: none (default: 256 "
+        "where the head is trimmed and the target's own)",
+        None,
+    )
     draft_budget: int = flag("cache rows of the draft that survive an eviction", 256)
     draft_policy: str = flag("how the draft's evicted rows are chosen, as --policy", "keydiff")
     text: str | None = flag("text file for calibration and token frequencies", None)
@@ -125,13 +130,14 @@ class ExportConfig:
 
     def _check_draft(self) -> None:
         if self.draft is None:
-            for name in ("draft_vocab", "draft_rows", "draft_budget", "draft_policy"):
+            for name in ("draft_vocab", "draft_rows", "context_rows", "draft_budget", "draft_policy"):
                 if getattr(self, name) != default_of(ExportConfig, name):
                     word = flag_name(name)
                     raise InputError(f"{word} is given without a draft", f"add --draft, or leave {word} out")
             return
         between("draft_budget", self.draft_budget, 2, LARGEST_BUDGET)
         between("draft_rows", self.draft_rows, 1, 2**24)
+        between("context_rows", self.context_rows or 0, 0, 2**16)
         if self.block > self.draft_budget:
             raise InputError(
                 f"block {self.block} is larger than draft_budget {self.draft_budget}",

@@ -41,7 +41,9 @@ _BITS = {
 
 @dataclass(frozen=True)
 class GraphCost:
-    """One graph: what a call of it reads (`bytes_weights` without rows that are looked up) and takes."""
+    """One graph: what a call of it reads (`bytes_weights` without rows that are looked up, `bytes_context`:
+    head rows that the runtime fills) and takes.
+    """
 
     model: str
     kind: str
@@ -50,19 +52,21 @@ class GraphCost:
     nodes: int | None
     ops: dict[str, int] | None
     bytes_weights: int | None
+    bytes_context: int
     bytes_kv: int
     bytes_io: int
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """One model: the bytes of its weights file, of its caches at the largest bucket, and of what its policy
-    keeps beside rows: stored queries and carried scores.
+    """One model: the bytes of its weights file, of its context rows, of its caches at the largest bucket, and
+    of what its policy keeps beside rows: stored queries and carried scores.
     """
 
     model: str
     source: str
     bytes_weights: int
+    bytes_context: int
     bytes_kv: int
     bytes_policy: int
     bytes_graphs: int
@@ -91,7 +95,7 @@ def count(bundle: Bundle) -> BundleCost:
     protos = {g.file for m in bundle.manifest.models for g in m.graphs}
     bytes_io = max((g.bytes_io for g in graphs), default=0)
     held = sum(files[name].bytes for name in weights | protos)
-    held += sum(m.bytes_kv + m.bytes_policy for m in models)
+    held += sum(m.bytes_kv + m.bytes_policy + m.bytes_context for m in models)
     disk = sum(entry.bytes for entry in files.values())
     name, device = str(bundle.path), bundle.manifest.device
     return BundleCost(name, device, models, graphs, disk, bytes_io, held + bytes_io)
@@ -110,12 +114,18 @@ def bytes_policy(model: ModelEntry) -> int:
     return 4 * spec.layers * spec.heads * (cache.queries * spec.head_dim + carried)
 
 
+def bytes_context(model: ModelEntry) -> int:
+    """Bytes of a draft's context rows: R x hidden float32, read by each of its `draft` calls."""
+    return 4 * model.context_rows * model.spec.hidden
+
+
 def _count_model(bundle: Bundle, model: ModelEntry) -> ModelCost:
     files = bundle.manifest.files
     return ModelCost(
         model.name,
         model.source,
         files[model.weights].bytes,
+        bytes_context(model),
         bytes_kv(model, model.cache.budget),
         bytes_policy(model),
         sum(files[name].bytes for name in {g.file for g in model.graphs}),
@@ -127,9 +137,11 @@ def _count_graph(bundle: Bundle, model: ModelEntry, graph: GraphSpec) -> GraphCo
     caches = _bytes(t for t in graph.inputs if t.name.startswith(("keys", "values")))
     # Under the append contract the updated caches are the same buffers, bound as outputs.
     appended = _bytes(t for t in graph.outputs if t.name.startswith(("new_keys_", "new_values_")))
-    other = _bytes((*graph.inputs, *graph.outputs)) - caches - appended
+    context = _bytes(t for t in graph.inputs if t.name == "context")
+    other = _bytes((*graph.inputs, *graph.outputs)) - caches - appended - context
     nodes, ops, weights = _read_onnx(bundle.file(graph.file), graph.width)
-    return GraphCost(model.name, graph.kind, graph.width, graph.bucket, nodes, ops, weights, caches, other)
+    sizes = (weights, context, caches, other)
+    return GraphCost(model.name, graph.kind, graph.width, graph.bucket, nodes, ops, *sizes)
 
 
 def _bytes(tensors: Iterable[TensorSpec]) -> int:

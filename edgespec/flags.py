@@ -37,6 +37,8 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any) -> None:
     if hint is bool:
         parser.add_argument(*names, action="store_true", dest=item.name, **extra)
         return
+    if item.metadata.get("many"):
+        extra |= {"nargs": "+", "action": _Tuple}
     extra |= {"dest": item.name, "required": item.default is MISSING, "default": item.default}
     if item.default is MISSING:
         extra.pop("default")
@@ -52,7 +54,17 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any) -> None:
             tuple[str, ...]: "NAME,...",
         }
         extra["metavar"] = words.get(hint, item.name.upper())
+    if item.metadata.get("many"):
+        parser.add_argument(*names, **(extra | {"metavar": "FILE"}))
+        return
     parser.add_argument(*names, type=_parser_of(hint), **extra)
+
+
+class _Tuple(argparse.Action):
+    """Several words after one flag, such as a shell's *.jsonl."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, tuple(values))
 
 
 def from_values(kind: type, values: dict[str, Any]) -> Any:

@@ -20,18 +20,27 @@ def to_table(cost: BundleCost) -> str:
     from rich.table import Table
 
     graphs = Table("model", "graph", box=None, header_style="", pad_edge=False)
-    for name in ("width", "bucket", "nodes", "op types", "weights read", "cache", "other in/out"):
+    for name in (
+        "width",
+        "bucket",
+        "nodes",
+        "op types",
+        "weights read",
+        "context rows",
+        "cache",
+        "other in/out",
+    ):
         graphs.add_column(name, justify="right")
     for g in cost.graphs:
-        sizes = (_mib(g.bytes_weights), _mib(g.bytes_kv), _mib(g.bytes_io))
+        sizes = map(_mib, (g.bytes_weights, g.bytes_context, g.bytes_kv, g.bytes_io))
         counts = (g.width, g.bucket, g.nodes, None if g.ops is None else len(g.ops))
         graphs.add_row(g.model, g.kind, *("-" if n is None else str(n) for n in counts), *sizes)
     models = Table("model", "precision", box=None, header_style="", pad_edge=False)
-    for name in ("weights", "caches", "for the policy", "graph files"):
+    for name in ("weights", "context rows", "caches", "for the policy", "graph files"):
         models.add_column(name, justify="right")
     for m in cost.models:
         precision = ", ".join(f"{part} {form}" for part, form in m.precision.items())
-        columns = (m.bytes_weights, m.bytes_kv, m.bytes_policy, m.bytes_graphs)
+        columns = (m.bytes_weights, m.bytes_context, m.bytes_kv, m.bytes_policy, m.bytes_graphs)
         models.add_row(m.model, precision, *(_mib(size) for size in columns))
     out = io.StringIO()
     console = Console(file=out, width=120, highlight=False, markup=False)

@@ -16,7 +16,7 @@ from edgespec.errors import BundleError
 CONTRACTS = ("rows", "append")
 POSITIONS = ("absolute", "compact")
 STEPS = ("prefill", "verify", "decode", "draft")
-KINDS = (*STEPS, "observe", "commit")
+KINDS = (*STEPS, "observe", "commit", "context")
 DEVICES = ("cpu", "npu")
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
 MODELS = ("target", "draft")
@@ -102,7 +102,7 @@ class ModelEntry:
     `head_ids` names a file of int32 token ids, one for each head row, or is empty where row i is token i.
 
     `widths_agree`: every width gave the same bits when the bundle was made; if not, decoding goes through
-    `verify`.
+    `verify`. `context_rows`: further rows of a draft's head, which the runtime fills while it runs.
     """
 
     name: str
@@ -115,6 +115,7 @@ class ModelEntry:
     head_rows: int
     head_ids: str
     widths_agree: bool
+    context_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,13 @@ class Manifest:
     produced_by: dict[str, str] = field(default_factory=dict)
 
 
-def step_inputs(kind: str, width: int, model: ModelSpec, rows: int) -> tuple[TensorSpec, ...]:
+def step_inputs(
+    kind: str, width: int, model: ModelSpec, rows: int, context: int = 0
+) -> tuple[TensorSpec, ...]:
     """Inputs of a step graph: tokens [1,S], position [1], count [1], the row wanted (prefill), 2L caches.
 
-    A cache is [1,KV,rows,d].
+    A cache is [1,KV,rows,d]. Where the head has context rows, `draft` takes them as columns [hidden,R] with
+    the absolute id of the token that each is of, -1 where a column is not filled.
     """
     cache = (1, model.kv_heads, rows, model.head_dim)
     head = [
@@ -160,6 +164,11 @@ def step_inputs(kind: str, width: int, model: ModelSpec, rows: int) -> tuple[Ten
     ]
     if kind == "prefill":
         head.append(TensorSpec("row", "int32", (1,)))
+    if kind == "draft" and context:
+        head += [
+            TensorSpec("context", "float32", (model.hidden, context)),
+            TensorSpec("context_ids", "int32", (context,)),
+        ]
     caches = [
         TensorSpec(f"{part}_{i}", "float32", cache)
         for part in ("keys", "values")
@@ -169,16 +178,25 @@ def step_inputs(kind: str, width: int, model: ModelSpec, rows: int) -> tuple[Ten
 
 
 def step_outputs(
-    kind: str, width: int, model: ModelSpec, cache: CacheSpec, bucket: int, head_rows: int, top: int = 8
+    kind: str,
+    width: int,
+    model: ModelSpec,
+    cache: CacheSpec,
+    bucket: int,
+    head_rows: int,
+    top: int = 8,
+    context: int = 0,
 ) -> tuple[TensorSpec, ...]:
     """Outputs of a step graph: logits [1,R,head rows], argmax [1,R] (R = 1 in prefill, else S), new rows.
 
-    A draft also gives entropy [1,S] in nats and its top-k (probabilities and target ids) [1,S,k]. Where the
-    policy reads queries, the rows' own, multiplied by the attention's scale: [S,L,H,d]. New rows are
-    [L,KV,S,d] under the `rows` contract, and the 2L updated buffers under `append`.
+    A draft also gives entropy [1,S] in nats and its top-k (probabilities and absolute token ids) [1,S,k]; its
+    logits are those of the head's own rows, then of the context rows. Where the policy reads queries, the
+    rows' own, multiplied by the attention's scale: [S,L,H,d]. New rows are [L,KV,S,d] under the `rows`
+    contract, and the 2L updated buffers under `append`.
     """
     rows = 1 if kind == "prefill" else width
-    head = [TensorSpec("logits", "float32", (1, rows, head_rows)), TensorSpec("argmax", "int32", (1, rows))]
+    columns = head_rows + (context if kind == "draft" else 0)
+    head = [TensorSpec("logits", "float32", (1, rows, columns)), TensorSpec("argmax", "int32", (1, rows))]
     if kind == "draft":
         head += [
             TensorSpec("entropy", "float32", (1, rows)),
@@ -201,6 +219,14 @@ def step_outputs(
             for i in range(model.layers)
         ]
     )
+
+
+def context_tensors(width: int, hidden: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of a `context` graph: tokens [1,S] -> the target's head rows of these, [1,S,hidden].
+
+    It fills a draft's context rows, so it belongs to the draft.
+    """
+    return (TensorSpec("tokens", "int32", (1, width)),), (TensorSpec("rows", "float32", (1, width, hidden)),)
 
 
 def policy_inputs(

@@ -24,6 +24,7 @@ from edgespec.exporters.build import Builder
 from edgespec.exporters.checkpoint import Checkpoint, Grid, Tokenizer, layer_of
 from edgespec.exporters.commit import Turn, policy_graphs
 from edgespec.exporters.forms import FORMS
+from edgespec.exporters.lower_context import context_graph
 from edgespec.exporters.lower_onnx import Lowering, Storage, Target
 from edgespec.exporters.program import Program, build_program
 from edgespec.exporters.step import skeleton
@@ -35,18 +36,20 @@ from edgespec.spec import (
     ModelEntry,
     ModelSpec,
     TokenizerEntry,
+    context_tensors,
     step_inputs,
     step_outputs,
 )
 
 DRAFT_WIDTH = 2  # after a fully accepted round the draft absorbs two tokens
+CONTEXT_WIDTH = 4  # context rows that one call looks up; a round brings about one new token
 
 
 @dataclass(frozen=True)
 class Job:
     """One model of a bundle, decided: all that is left is work.
 
-    `head_ids` are the rows a draft's head keeps.
+    `head_ids` are the rows a draft's head keeps, `context_rows` how many more it is given at run time.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Job:
     fused: bool
     head_ids: np.ndarray | None = None
     grids: dict[str, Grid] | None = None
+    context_rows: int = 0
 
     def form(self, role: str, name: str) -> str:
         """The form of a parameter by its role and its name in the checkpoint."""
@@ -194,6 +198,8 @@ def export_model(
         for model, graph in policy_graphs(job.name, job.spec, job.cache, turn):
             ir.save(model, folder / graph.file)
             graphs.append(graph)
+        if job.context_rows and target is not None:
+            graphs.append(save_context_graph(job, target, folder))
     with progress.stage(f"{job.name}: weights") as advance:
         total = len(weights.entries)
         written = iter(range(1, total + 1))
@@ -210,6 +216,7 @@ def export_model(
         job.head_rows,
         save_ids(job, folder),
         True,
+        job.context_rows,
     )
     return entry, source
 
@@ -237,12 +244,25 @@ def save_ids(job: Job, folder: Path) -> str:
     return f"{job.name}-head.ids"
 
 
+def save_context_graph(job: Job, target: Source, folder: Path) -> GraphSpec:
+    """Write the graph that looks up rows of the target's head, as they are stored with the target."""
+    width = min(CONTEXT_WIDTH, job.cache.widest)
+    place = lambda b: target.place(b, (target.head,), "head")  # noqa: E731
+    ir.save(
+        context_graph(place, width, target.job.spec.vocab, job.spec.hidden),
+        folder / f"{job.name}-context.onnx",
+    )
+    tensors = context_tensors(width, job.spec.hidden)
+    return GraphSpec(f"{job.name}-context.onnx", "context", width, job.cache.budget, *tensors)
+
+
 def step_graph(
     job: Job, program: Program, source: Source, kind: str, width: int, bucket: int, folder: Path
 ) -> GraphSpec:
     """Lower one step graph and save it."""
     doubled = kind == "decode" and job.fused and FORMS[job.precision["linear"]].one_row_differs
-    target = Target(kind, width, bucket, job.cache, job.fused, job.head_ids, job.head_rows, doubled)
+    context = job.context_rows if kind == "draft" else 0
+    target = Target(kind, width, bucket, job.cache, job.fused, job.head_ids, job.head_rows, context, doubled)
     model = Lowering(program, job.spec, source.storage(), target).run()
     size = f"-{width}" if kind == "verify" else ""
     cache = f"-{bucket}" if len(job.cache.buckets) > 1 else ""
@@ -253,8 +273,8 @@ def step_graph(
         kind,
         width,
         bucket,
-        step_inputs(kind, width, job.spec, job.cache.rows(bucket)),
-        step_outputs(kind, width, job.spec, job.cache, bucket, job.head_rows),
+        step_inputs(kind, width, job.spec, job.cache.rows(bucket), context),
+        step_outputs(kind, width, job.spec, job.cache, bucket, job.head_rows, context=context),
     )
 
 

@@ -18,13 +18,21 @@ import tokenizers
 from edgespec.bundle import Bundle
 from edgespec.errors import InputError
 from edgespec.exporters.checkpoint import DEMO, Checkpoint, open_checkpoint
-from edgespec.exporters.compare import Figures, compare, compare_evicting, misplaced
+from edgespec.exporters.compare import (
+    Figures,
+    compare,
+    compare_evicting,
+    context_likeness,
+    context_tokens,
+    misplaced,
+)
 from edgespec.exporters.draft_checkpoint import OWN, open_draft
 from edgespec.exporters.plan import shipped
 from edgespec.exporters.widths import disagreements
 from edgespec.spec import STEPS, GraphSpec, ModelEntry
 
 NEAR = 0.1  # nats between two widths whose kernels round otherwise (seen: 0.025, with 8-bit activations)
+LEAST_LIKENESS = 0.98  # cosine of a context row and the checkpoint's; int4 has 0.99, another token's about 0
 LARGEST_DIFFERENCE = 1e-4  # |Δlogit| of an fp32 graph against Transformers
 PERPLEXITY_GATE = 0.03  # a quantised target's perplexity above fp32
 PROMPTS = (
@@ -203,8 +211,15 @@ def check_numbers(
     if entry.head_ids:
         ids = np.frombuffer(bundle.file(entry.head_ids).read_bytes(), "<i4")
     exact = set(entry.precision.values()) == {"fp32"}
-    figures = compare(entry, engine(bundle.path, entry), checkpoint.load_model(), tokens, ids, advance)
-    findings = [judged(entry, figures, exact)]
+    runner, model, all_ids = engine(bundle.path, entry), checkpoint.load_model(), ids
+    findings = []
+    if ids is not None and entry.context_rows:
+        given = context_tokens(tokens, ids, entry.context_rows)
+        runner.fill_context(given)
+        all_ids = np.concatenate([ids, given])
+        findings.append(likened(context_likeness(runner, model), entry.context_rows))
+    figures = compare(entry, runner, model, tokens, all_ids, advance)
+    findings.append(judged(entry, figures, exact))
     if exact and entry.cache.policy != "none":
         difference, evictions = compare_evicting(
             entry, engine(bundle.path, entry), checkpoint.load_model(), tokens, ids
@@ -219,6 +234,12 @@ def check_numbers(
             )
         )
     return findings
+
+
+def likened(likeness: float, rows: int) -> Finding:
+    """The verdict on context rows: each is the checkpoint's head row of its token."""
+    detail = f"{rows} are the checkpoint's, least cosine {likeness:.4f} (at least {LEAST_LIKENESS})"
+    return Finding("draft context rows", likeness >= LEAST_LIKENESS, detail, {"likeness": likeness})
 
 
 def judged(entry: ModelEntry, f: Figures, exact: bool) -> Finding:

@@ -69,6 +69,21 @@ def compare(
     return Figures(perplexity, perplexity_source, kl / count, agree / count, difference, count)
 
 
+def context_tokens(tokens: Sequence[int], ids: np.ndarray, rows: int) -> np.ndarray:
+    """Tokens that a head of these ids lacks, for all its context rows: a text's first ones, then low ids."""
+    own = set(ids.tolist())
+    lacked = dict.fromkeys(t for t in (*tokens, *range(len(own) + rows)) if t not in own)
+    return np.array(list(lacked)[:rows], np.int32)
+
+
+def context_likeness(engine: Any, model: Any) -> float:
+    """The least cosine between a filled context row and the model's head row of its token."""
+    names = engine.context["context_ids"]
+    ours = torch.from_numpy(engine.context["context"].T[names >= 0])
+    theirs = model.get_output_embeddings().weight.detach()[torch.from_numpy(names[names >= 0]).long()]
+    return float(torch.cosine_similarity(ours, theirs, -1).min())
+
+
 def row_of(vocab: int, ids: np.ndarray | None) -> Tensor:
     """The head row of every token id, -1 where a trimmed head has none."""
     if ids is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
 
 from edgespec.config_draft import DraftSamplesConfig, DraftTrainConfig
 from edgespec.errors import InputError
@@ -23,6 +21,8 @@ from edgespec.exporters.head import always_kept
 from edgespec.exporters.rounded import rounded
 from edgespec.exporters.samples import Sample, Settings, generate, read
 from edgespec.exporters.self_draft import draft_of
+from edgespec.exporters.tokenizer import asked
+from edgespec.exporters.trim import Corpus, chosen, ranked, scores
 from edgespec.prompts import Prompt
 
 HELD_OUT = 20  # every 20th text is measured on and not learned
@@ -38,7 +38,8 @@ def write_samples(
         target = open_checkpoint(config.target)
         model = target.load_model()
         model = rounded(model) if config.weights == "int8" else model
-        given = [(ids, prompt.category) for prompt, ids in encoded(target, prompts, render)]
+        most = target.config.get_text_config().max_position_embeddings // 2
+        given = [one for one in asked(target.tokenizer, prompts, render) if len(one[0]) <= most]
     settings = Settings(config.max_new_tokens, config.batch, config.top, seed=config.seed)
     folder = Path(config.output)
     with progress.stage("samples") as advance:
@@ -49,24 +50,6 @@ def write_samples(
         "texts": len(texts),
         "tokens": sum(len(s.tokens) - s.prompt for s in texts),
     }
-
-
-def encoded(
-    target: Checkpoint, prompts: Sequence[Prompt], render: Callable[..., str]
-) -> list[tuple[Prompt, list[int]]]:
-    """The prompts as a user's first turn, through the chat template if there is one; not too long ones."""
-    held = target.tokenizer
-    tokenizer = Tokenizer.from_str(held.tokenizer_json.decode())
-    bos = "" if held.bos_id is None else tokenizer.id_to_token(held.bos_id) or ""
-    texts = [
-        render(held.chat_template, [{"role": "user", "content": p.text}], bos, "")
-        if held.chat_template
-        else bos + p.text
-        for p in prompts
-    ]
-    ids = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    most = target.config.get_text_config().max_position_embeddings // 2
-    return [(prompt, one) for prompt, one in zip(prompts, ids, strict=True) if 0 < len(one) <= most]
 
 
 def train_draft(config: DraftTrainConfig, progress: Any) -> dict[str, Any]:
@@ -91,7 +74,15 @@ def train_draft(config: DraftTrainConfig, progress: Any) -> dict[str, Any]:
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     with progress.stage("training") as advance:
         state = train(
-            model, learned_from, held_out, kept, work, training, accelerator, advance, progress.note
+            model,
+            learned_from,
+            held_out,
+            np.array(sorted(kept)),
+            work,
+            training,
+            accelerator,
+            advance,
+            progress.note,
         )
     if accelerator.is_main_process:
         facts = {
@@ -102,7 +93,7 @@ def train_draft(config: DraftTrainConfig, progress: Any) -> dict[str, Any]:
             "training": asdict(training),
             "begins_as": config.init or list(layers(config, target)),
         }
-        save_draft(folder, target, first.config, load_file(work / MODEL), kept.tolist(), facts)
+        save_draft(folder, target, first.config, load_file(work / MODEL), kept, facts)
     accelerator.wait_for_everyone()
     return json.loads((folder / "draft.json").read_text(encoding="utf-8"))
 
@@ -123,17 +114,12 @@ def layers(config: DraftTrainConfig, target: Checkpoint) -> tuple[int, ...]:
     return chosen
 
 
-def frequent(target: Checkpoint, texts: Sequence[Sample], rows: int) -> np.ndarray:
-    """The ids, ascending, of a head of `rows`: what must be kept, and what the target wrote most often."""
-    vocab = target.config.get_text_config().vocab_size
-    kept = always_kept(target.tokenizer.tokenizer_json, target.tokenizer.stop_ids)
-    fixed = {i for i in kept if i < vocab}
-    counts: Counter[int] = Counter()
-    for text in texts:
-        counts.update(text.tokens[text.prompt :].tolist())
-    others = (i for i, _ in counts.most_common() if i not in fixed)
-    chosen = [i for i, _ in zip(others, range(max(0, rows - len(fixed))), strict=False)]
-    return np.array(sorted({*fixed, *chosen}), np.int64)
+def frequent(target: Checkpoint, texts: Sequence[Sample], rows: int) -> tuple[int, ...]:
+    """The ids of a head of `rows`, most frequent first, by the rule of `edgespec trim`."""
+    vocab, tokens = target.config.get_text_config().vocab_size, target.tokenizer
+    kept = {i for i in always_kept(tokens.tokenizer_json, tokens.stop_ids, tokens.chat_template) if i < vocab}
+    score = scores([Corpus("samples", 1, tuple(texts))], vocab)
+    return chosen(ranked(score, kept), score, max(rows, len(kept)))
 
 
 def set_threads(threads: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from edgespec import vocabulary
 from edgespec.errors import InputError
 from edgespec.exporters.checkpoint import (
     DEMO,
@@ -32,8 +32,9 @@ from edgespec.exporters.samples import replaced
 from edgespec.exporters.self_draft import draft_of
 from edgespec.exporters.step import refuse_foreign, skeleton
 from edgespec.exporters.tokenizer import optional_json
+from edgespec.vocabulary import Vocabulary
 
-FACTS, VOCABULARY, SCHEMA = "draft.json", "vocabulary.txt", "edgespec.draft/1"
+FACTS, VOCABULARY, SCHEMA = "draft.json", "vocabulary.json", "edgespec.draft/1"
 OWN, OWN_LAYERS = "layers", 2  # the word for a draft of the target's own layers, and how many it has
 LARGEST = 127
 
@@ -115,7 +116,7 @@ def trained(source: str, folder: Path, target: Checkpoint) -> Checkpoint:
         raise InputError(
             f"{source}/{FACTS} is not of schema {SCHEMA}", "train the draft again with this version"
         )
-    if facts.get("tokenizer_sha256") != tokenizer_digest(target):
+    if facts.get("tokenizer_sha256") != vocabulary.hash_of(target.tokenizer.tokenizer_json):
         raise InputError(
             f"draft {source} was trained for {facts.get('target')}, whose tokenizer is not {target.source}'s",
             f"train one for it (edgespec draft train {target.source}), or use --draft {OWN}",
@@ -157,11 +158,6 @@ def parameters(config: Any) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(p.shape)) for name, p in skeleton(config).model.named_parameters()]
 
 
-def tokenizer_digest(target: Checkpoint) -> str:
-    """SHA-256 of the target's tokenizer.json."""
-    return sha256(target.tokenizer.tokenizer_json).hexdigest()
-
-
 def save_draft(
     folder: Path,
     target: Checkpoint,
@@ -181,10 +177,11 @@ def save_draft(
         tensors[f"{name}.scale"] = scale.contiguous()
         tensors[f"{name}.codes"] = (value.detach() / scale[:, None]).round().to(torch.int8).contiguous()
     replaced(folder / SINGLE, lambda path: save_file(tensors, path))
-    ids = "".join(f"{i}\n" for i in kept)
-    replaced(folder / VOCABULARY, lambda path: path.write_text(ids, encoding="utf-8"))
+    digest = vocabulary.hash_of(target.tokenizer.tokenizer_json)
+    made = {"by": "edgespec draft train", "target": target.source}
+    vocabulary.write(Vocabulary(vocabulary.SCHEMA, digest, tuple(kept), made), folder / VOCABULARY)
     shape = config.to_json_string()
     replaced(folder / "config.json", lambda path: path.write_text(shape, encoding="utf-8"))
-    said = {"schema": SCHEMA, "target": target.source, "tokenizer_sha256": tokenizer_digest(target), **facts}
+    said = {"schema": SCHEMA, "target": target.source, "tokenizer_sha256": digest, **facts}
     text = json.dumps(said, indent=1) + "\n"
     replaced(folder / FACTS, lambda path: path.write_text(text, encoding="utf-8"))

@@ -13,16 +13,20 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from edgespec import vocabulary
 from edgespec.errors import InputError
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")  # SentencePiece's byte fallback
 NUMBER = re.compile("[0-9]{1,9}")
 
 
-def always_kept(tokenizer_json: bytes, stop_ids: tuple[int, ...]) -> set[int]:
-    """Every special and stop token and all byte tokens: without them some texts could not be written."""
+def always_kept(tokenizer_json: bytes, stop_ids: tuple[int, ...], template: str = "") -> set[int]:
+    """Every special and stop token, the chat template's own tokens and all byte tokens: without them some
+    texts could not be written.
+    """
     data = json.loads(tokenizer_json)
-    special = {entry["id"] for entry in data.get("added_tokens", []) if entry.get("special")}
+    added = data.get("added_tokens", [])
+    special = {e["id"] for e in added if e.get("special") or (e.get("content") and e["content"] in template)}
     vocabulary = data["model"]["vocab"]
     ids = vocabulary if isinstance(vocabulary, dict) else {e[0]: i for i, e in enumerate(vocabulary)}
     single = {i for token, i in ids.items() if BYTE.fullmatch(token)}
@@ -31,21 +35,29 @@ def always_kept(tokenizer_json: bytes, stop_ids: tuple[int, ...]) -> set[int]:
 
 
 def by_frequency(
-    tokenizer_json: bytes, stop_ids: tuple[int, ...], text: str, rows: int, vocab: int
+    tokenizer_json: bytes, stop_ids: tuple[int, ...], text: str, rows: int, vocab: int, template: str = ""
 ) -> np.ndarray:
     """The `rows` ids to keep, ascending: what must be kept, the text's most frequent, then the lowest ids.
 
     A byte-pair vocabulary numbers its merges by frequency: among unseen tokens a lower id is the likelier.
     """
     counts = Counter(Tokenizer.from_str(tokenizer_json.decode()).encode(text, add_special_tokens=False).ids)
-    fixed = {i for i in always_kept(tokenizer_json, stop_ids) if i < vocab}
+    fixed = {i for i in always_kept(tokenizer_json, stop_ids, template) if i < vocab}
     rest = sorted((i for i in range(vocab) if i not in fixed), key=lambda i: (-counts[i], i))
     return np.array(sorted([*fixed, *rest[: max(0, rows - len(fixed))]]), np.int64)
 
 
-def from_file(path: Path, tokenizer_json: bytes, stop_ids: tuple[int, ...], vocab: int) -> np.ndarray:
-    """The ids of a file, one a line, with those that are always kept; InputError for a line that is no id."""
-    chosen = {i for i in always_kept(tokenizer_json, stop_ids) if i < vocab}
+def from_file(
+    path: Path, tokenizer_json: bytes, stop_ids: tuple[int, ...], vocab: int, template: str = ""
+) -> np.ndarray:
+    """The ids of a vocabulary file, or of one id a line, with those that are always kept; InputError for a
+    file of another tokenizer and for a line that is no id.
+    """
+    chosen = {i for i in always_kept(tokenizer_json, stop_ids, template) if i < vocab}
+    if vocabulary.is_vocabulary(path):
+        return np.array(
+            sorted(chosen | set(vocabulary.read(path, tokenizer_json, vocab).token_ids)), np.int64
+        )
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         if line.strip():
             if not NUMBER.fullmatch(line.strip()) or int(line) >= vocab:

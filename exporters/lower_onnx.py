@@ -17,6 +17,7 @@ import onnx_ir as ir
 from edgespec.errors import InputError
 from edgespec.exporters.build import Builder
 from edgespec.exporters.lower_attention import append_attend, new_queries, rows_attend
+from edgespec.exporters.lower_context import absolute_ids, joined, masked
 from edgespec.exporters.program import DOMAIN, Program
 from edgespec.exporters.step import TRACED_WIDTH
 from edgespec.spec import CacheSpec, ModelSpec, TensorSpec, step_inputs, step_outputs
@@ -41,7 +42,10 @@ class Storage:
 
 @dataclass(frozen=True)
 class Target:
-    """What one graph is: kind, width, bucket, the model's cache, and whether ORT's fused operators serve."""
+    """What one graph is: kind, width, bucket, the model's cache, and whether ORT's fused operators serve.
+
+    `head_ids`, `head_rows`: the tokens of a trimmed head and its rows; `context`: the rows given as input.
+    """
 
     kind: str
     width: int
@@ -50,6 +54,7 @@ class Target:
     fused: bool
     head_ids: np.ndarray | None = None
     head_rows: int = 0
+    context: int = 0
     doubled: bool = (
         False  # a one-row call computed as two equal rows, because a kernel rounds otherwise at one
     )
@@ -73,7 +78,9 @@ class Lowering:
         ] = {}  # a [1,S,H,d] value of the program that exists as [1,S,H·d] too
         self.inputs = {
             t.name: self.b.input(t.name, DTYPES[t.dtype], t.shape)
-            for t in step_inputs(target.kind, target.width, spec, target.cache.rows(target.bucket))
+            for t in step_inputs(
+                target.kind, target.width, spec, target.cache.rows(target.bucket), target.context
+            )
         }
 
     def run(self) -> ir.Model:
@@ -158,7 +165,8 @@ class Lowering:
         x, weight = node.inputs
         if weight.name in self.storage.head:
             rows = 1 if self.target.kind == "prefill" or self.target.doubled else self.width
-            self.values[node.outputs[0]] = self.product(x, (weight.name,), "head", rows)
+            made = self.product(x, (weight.name,), "head", rows)
+            self.values[node.outputs[0]] = joined(self, self.get(x), made) if self.target.context else made
             return
         names = self.packed(x) if self.target.fused else (weight.name,)
         packed = self.b.once(("packed", x, names), lambda: self.product(x, names, "linear", self.width))
@@ -252,9 +260,10 @@ class Lowering:
     def outputs(self, logits: ir.Value) -> dict[str, tuple[ir.Value, ir.DataType, tuple[int, ...]]]:
         """Every output the specification names, from the logits and the layers' new rows."""
         b, t = self.b, self.target
+        logits = masked(self, logits) if t.context else logits
         made: dict[str, ir.Value] = {"logits": logits}
         best = b.op("ArgMax", logits, axis=-1, keepdims=0)
-        ids = None if t.head_ids is None else b.const(t.head_ids.astype(np.int32))
+        ids = None if t.head_ids is None else absolute_ids(self, t.head_ids)
         made["argmax"] = (
             b.op("Cast", best, to=int(INT32)) if ids is None else b.op("Gather", ids, best, axis=0)
         )
@@ -279,7 +288,7 @@ class Lowering:
             else:
                 made.update({f"new_{label}_{i}": value for i, value in enumerate(ordered)})
         wanted: tuple[TensorSpec, ...] = step_outputs(
-            t.kind, t.width, self.spec, t.cache, t.bucket, t.head_rows
+            t.kind, t.width, self.spec, t.cache, t.bucket, t.head_rows, context=t.context
         )
         return {w.name: (made[w.name], DTYPES[w.dtype], w.shape) for w in wanted}
 

@@ -20,6 +20,7 @@ from edgespec.exporters.checkpoint import open_checkpoint
 from edgespec.exporters.draft_checkpoint import OWN, open_draft, vocabulary_of
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.head import by_frequency, from_file
+from edgespec.exporters.self_draft import LayerView
 from edgespec.exporters.step import model_spec
 from edgespec.policy import queries
 from edgespec.spec import CacheSpec, ModelSpec
@@ -27,6 +28,8 @@ from edgespec.spec import CacheSpec, ModelSpec
 DEFAULT_FORM = {"cpu": "int8", "npu": "int4"}
 WIDE = {"cpu": "int8", "npu": "fp16"}  # what an int4 bundle stores its most sensitive weights in:
 # the head, which alone costs more in int4 than all the rest, and the ends of a checkpoint that is on no grid
+CONTEXT_ROWS = 256
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 CALIBRATION_WINDOW, CALIBRATION_WINDOWS = 512, 32
 WORKING_SET = 1.5e9  # bytes: the libraries, a trace, and the copies of one parameter while it is encoded
 
@@ -45,20 +48,58 @@ def plan(config: ExportConfig) -> list[Job]:
 
 
 def draft_job(config: ExportConfig, target: Job) -> Job:
-    """The draft, its head trimmed to the most useful rows."""
+    """The draft, its head trimmed to the most useful rows, which its context rows join."""
     checkpoint = open_draft(config.draft or "", target.checkpoint)
     spec = model_spec(checkpoint.config)
     tokens, vocab = target.checkpoint.tokenizer, min(spec.vocab, target.spec.vocab)
+    known = (tokens.tokenizer_json, tokens.stop_ids)
     vocabulary = config.draft_vocab or vocabulary_of(checkpoint)
     if vocabulary:
-        ids = from_file(Path(vocabulary), tokens.tokenizer_json, tokens.stop_ids, vocab)
+        ids = from_file(Path(vocabulary), *known, vocab, tokens.chat_template)
     else:
         rows = min(config.draft_rows, vocab)
-        ids = by_frequency(tokens.tokenizer_json, tokens.stop_ids, choice_text(config), rows, vocab)
+        ids = by_frequency(*known, choice_text(config), rows, vocab, tokens.chat_template)
     whose = target.checkpoint.source if config.draft == OWN else checkpoint.source
     cache = cache_spec(config, spec, "draft", whose)
     head: np.ndarray | None = None if len(ids) == spec.vocab else ids
-    return Job("draft", checkpoint, spec, cache, target.precision, (), target.fused, head)
+    job = Job("draft", checkpoint, spec, cache, target.precision, (), target.fused, head)
+    return replace(job, context_rows=context_rows(config, job, target))
+
+
+def context_rows(config: ExportConfig, draft: Job, target: Job) -> int:
+    """How many context rows the draft's head gets; InputError where some are asked for that cannot be."""
+    if config.context_rows == 0:
+        return 0
+    why = None
+    if draft.head_ids is None:
+        why = "the draft's head is not trimmed", "use fewer --draft-rows"
+    elif config.device == "npu" and target.precision["head"] == "int4":
+        why = "an npu looks nothing up in an int4 head", "use --head fp16"
+    elif not same_head(draft, target):
+        why = f"the head of {draft.checkpoint.source} is not the target's", "train it with the target's head"
+    if why is None:
+        return min(config.context_rows or CONTEXT_ROWS, draft.spec.vocab - draft.head_rows)
+    if config.context_rows is None:
+        return 0
+    raise InputError(
+        f"context_rows {config.context_rows} cannot be: {why[0]}", f"{why[1]}, or --context-rows 0"
+    )
+
+
+def same_head(draft: Job, target: Job) -> bool:
+    """True where the draft's whole head is the target's, value by value."""
+    if isinstance(draft.checkpoint.weights, LayerView):  # the target's own layers
+        return True
+    ours, theirs = head_name(draft), head_name(target)
+    if draft.checkpoint.shape(ours) != target.checkpoint.shape(theirs):
+        return False
+    return torch.equal(draft.checkpoint.tensor(ours), target.checkpoint.tensor(theirs))
+
+
+def head_name(job: Job) -> str:
+    """The checkpoint's name of the LM head's weight."""
+    tied = job.spec.tied or HEAD not in job.checkpoint.names()
+    return EMBEDDING if tied and EMBEDDING in job.checkpoint.names() else HEAD
 
 
 def shipped(name: str) -> str:

@@ -49,6 +49,10 @@ class Engine:
         self.queries = np.zeros((layers, self.cache.queries, *heads), np.float32)
         carried = any(g.kind == "observe" for g in entry.graphs)
         self.carried = np.zeros((layers, self.spec.heads, self.cache.slots if carried else 0), np.float32)
+        self.context = {
+            "context": np.zeros((self.spec.hidden, entry.context_rows), np.float32),
+            "context_ids": np.full(entry.context_rows, -1, np.int32),
+        }
         self.bucket = 0
         self.reset()
 
@@ -146,11 +150,35 @@ class Engine:
             arrays["row"][0] = rows - 1
         self.sessions[graph.file].run_with_iobinding(binding)
         self.pending = arrays
-        return {
+        made = {
             name: arrays[name]
             for name in ("logits", "argmax", "entropy", "top_probabilities", "top_ids", "new_queries")
             if name in arrays
         }
+        filled = int((self.context["context_ids"] >= 0).sum())
+        return made | {"logits": made["logits"][..., : self.entry.head_rows + filled]}
+
+    def fill_context(self, ids: Sequence[int]) -> None:
+        """Give a draft's context rows to these tokens, in order, and empty the others; until it is done anew.
+
+        `draft` calls then give their logits after those of the head's own rows. Which tokens a conversation
+        fills them with is the native runtime's to decide.
+        """
+        rows = self.entry.context_rows
+        if len(ids) > rows or len(set(ids)) < len(ids):
+            raise InputError(f"{len(ids)} tokens for {rows} context rows", "give as many, each once")
+        columns, names = self.context["context"], self.context["context_ids"]
+        names[:] = -1
+        if not len(ids):
+            return
+        (graph,) = (g for g in self.entry.graphs if g.kind == "context")
+        for start in range(0, len(ids), graph.width):
+            some = np.array(ids[start : start + graph.width], np.int32)
+            tokens = np.zeros((1, graph.width), np.int32)
+            tokens[0, : len(some)] = some
+            (found,) = self._session(graph).run(["rows"], {"tokens": tokens})
+            columns[:, start : start + len(some)] = found[0, : len(some)].T
+            names[start : start + len(some)] = some
 
     def accept(self, rows: int) -> None:
         """Keep the first `rows` rows of the last call; commit if that filled the cache."""
@@ -301,6 +329,7 @@ class Engine:
             f"{part}_{i}": buffer for part, buffers in self.caches.items() for i, buffer in enumerate(buffers)
         }
         arrays: dict[str, np.ndarray] = {}
+        caches |= self.context
         for tensor in graph.inputs:
             own = caches.get(tensor.name)
             arrays[tensor.name] = np.zeros(tensor.shape, NUMPY[tensor.dtype]) if own is None else own

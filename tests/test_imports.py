@@ -39,16 +39,22 @@ TABLE = {
     "report": {"errors", "spec", "count", "latency"},
     "gate": {"errors", "report"},
     "console": {"errors", "progress"},
+    "vocabulary": {"errors", "spec"},
+    "config_trim": {"errors", "flags", "config"},
+    "trim_result": set(),
+    "trim_report": {"errors", "trim_result"},
+    "commands_trim": {"config_trim", "console", "progress"},
     "config_draft": {"errors", "flags"},
     "commands_draft": {"config_draft", "console", "progress"},
-    "commands": {"errors", "config", "console", "progress", "commands_draft"},
+    "commands": {"errors", "config", "console", "progress", "commands_draft", "commands_trim"},
     "cli": {"errors", "flags", "commands", "console", "progress"},
 }
-COMMANDS = ("commands", "commands_draft", "console", "__main__")  # these see everything, inside functions
+# These see everything, inside functions.
+COMMANDS = ("commands", "commands_draft", "commands_trim", "console", "__main__")
 # What a folder may import beside itself, at any depth.
 FOLDERS = {
-    "exporters": {"errors", "spec", "policy", "bundle", "config", "flags", "config_draft"}
-    | {"progress", "profiles", "prompts"},
+    "exporters": {"errors", "spec", "policy", "bundle", "config", "flags", "config_draft", "config_trim"}
+    | {"progress", "profiles", "prompts", "vocabulary", "trim_result"},
     "runtime": {"errors", "spec", "bundle", "trace", "build", "progress"},
     "profiles": {"errors"},
 }

@@ -25,7 +25,7 @@ Costs default_costs(const Manifest& bundle, bool widths_agree) {
         if (out.widths_agree || width == widths.back()) out.verify[width] = 1 + more * (width - 1);
     if (out.widths_agree && !target.widths("decode").empty()) out.verify[1] = 1;
     if (const ModelEntry* draft = bundle.model("draft"))
-        out.draft = double(draft->bytes_weights) / double(std::max<int64_t>(1, target.bytes_weights));
+        out.draft = double(draft->bytes_read()) / double(std::max<int64_t>(1, target.bytes_read()));
     return out;
 }
 

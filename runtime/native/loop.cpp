@@ -22,6 +22,7 @@ double seconds(Clock::time_point since) { return std::chrono::duration<double>(C
 // Let a state hold no more than the first tokens of a conversation but the last, which is absorbed anew for its logits.
 // Rows since the last commit come off the end; for more, everything is absorbed again.
 void cut(State& state, int tokens) {
+    state.context.forget(tokens);
     const int away = state.cache.position() - std::max(0, tokens - 1);
     if (away <= 0) return;
     if (away <= state.cache.removable()) state.cache.roll_back(away);
@@ -145,6 +146,7 @@ class Loop {
         }
         round_.stop = "cap";
         if (!catch_up(state)) { round_.stop = "room"; return; }
+        state.follow(c_.history);
         round_.drafter = "draft";
         while (int(drafts_.size()) < most) {
             const int first = drafts_.empty() ? state.cache.position() : 0;
@@ -188,7 +190,9 @@ class Loop {
     int draw_draft(const Result& r, int row) {
         const size_t i = drafts_.size();
         if (r_.sampling.plain_greedy()) return checked(r.argmax[row]);
-        law_of(r.logits + int64_t(row) * draft_->head_rows, draft_->head_rows, draft_->head_ids, r_.sampling, seen_.ids(), laws_[i]);
+        const std::vector<int>& context = c_.draft->context.tokens();
+        const int rows = draft_->head_rows + int(context.size());
+        law_of(r.logits + row * r.columns, rows, draft_->head_ids, r_.sampling, seen_.ids(), laws_[i], context);
         const int token = laws_[i].draw(random_.uniform());
         seen_.add(token);
         return token;
@@ -318,7 +322,7 @@ Conversation::Conversation(Model& t, Model* d) : target(t) {
     if (d) draft.emplace(*d);
 }
 
-int64_t Conversation::bytes() const { return target.cache.bytes() + (draft ? draft->cache.bytes() : 0); }
+int64_t Conversation::bytes() const { return target.bytes() + (draft ? draft->bytes() : 0); }
 
 void Conversation::truncate(int tokens) {
     history.resize(size_t(tokens));

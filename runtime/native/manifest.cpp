@@ -15,7 +15,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int SCHEMA = 2;
+constexpr int SCHEMA = 3;
 constexpr int64_t LARGEST_MANIFEST = 64 << 20, MOST = int64_t{1} << 31;
 const char* const AGAIN = "export the bundle again";
 
@@ -91,12 +91,36 @@ GraphSpec graph(const Json& data, const std::string& where) {
     return out;
 }
 
+const TensorSpec* named(const std::vector<TensorSpec>& tensors, const std::string& name) {
+    const auto found = std::find_if(tensors.begin(), tensors.end(), [&](const TensorSpec& t) { return t.name == name; });
+    return found == tensors.end() ? nullptr : &*found;
+}
+
+bool sized(const std::vector<TensorSpec>& tensors, const std::string& name, Type type, int64_t elements) {
+    const TensorSpec* t = named(tensors, name);
+    return t && t->type == type && t->elements() == elements;
+}
+
+// A draft graph takes the context rows and their ids; a context graph looks rows up.
+void check_context(const ModelEntry& m, const GraphSpec& g, const std::string& where) {
+    const int64_t rows = m.context_rows;
+    const bool takes = named(g.inputs, "context") || named(g.inputs, "context_ids");
+    bool right = !takes;
+    if (g.kind == "draft" && rows) right = sized(g.inputs, "context", Type::float32, rows * m.hidden) && sized(g.inputs, "context_ids", Type::int32, rows);
+    if (g.kind == "context")
+        right = rows && g.inputs.size() == 1 && g.outputs.size() == 1 && sized(g.inputs, "tokens", Type::int32, g.width) &&
+                sized(g.outputs, "rows", Type::float32, int64_t(g.width) * m.hidden);
+    if (!right) throw Error(where + ": its context rows make no sense", AGAIN);
+}
+
 // The tensors of a graph are those that the runtime will bind, in the sizes that it will give them.
 void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& where) {
+    check_context(m, g, where);
     const bool step = g.step();
     const int64_t rows = m.contract == "append" ? 0 : g.bucket + m.block;
     int caches = 0;
     for (const TensorSpec& t : g.inputs) {
+        if (t.name == "context" || t.name == "context_ids") continue;
         const bool cache = t.name.rfind("keys", 0) == 0 || t.name.rfind("values", 0) == 0;
         const bool right = !cache || (t.shape.size() == 4 && t.shape[1] == m.kv_heads && t.shape[3] == m.head_dim &&
                                       (rows ? t.shape[2] == rows : t.shape[2] >= g.bucket + m.block));
@@ -109,7 +133,7 @@ void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& whe
     if (step && caches != 2 * m.layers) throw Error(where + " does not take the model's caches", AGAIN);
     for (const TensorSpec& t : g.outputs) {
         const int64_t n = g.kind == "prefill" ? 1 : g.width;
-        const bool right = t.name == "logits"                                ? t.elements() == n * m.head_rows
+        const bool right = t.name == "logits"                                ? t.elements() == n * m.columns(g.kind)
                            : t.name == "argmax" || t.name == "entropy"       ? t.elements() == n
                            : t.name == "keep"                                ? t.elements() == int64_t(m.kv_heads) * m.budget
                            : t.name == "kept_keys"                           ? t.elements() == int64_t(m.kv_heads) * m.budget * m.head_dim
@@ -140,6 +164,7 @@ ModelEntry model(const Json& data, const std::string& folder, const Json& files)
     const std::string where = m.name;
     const Json spec = field<Json>(data, "spec", where), cache = field<Json>(data, "cache", where);
     m.layers = number(spec, "layers", where + ".spec", 1);
+    m.hidden = number(spec, "hidden", where + ".spec", 1);
     m.heads = number(spec, "heads", where + ".spec", 1);
     m.kv_heads = number(spec, "kv_heads", where + ".spec", 1);
     m.head_dim = number(spec, "head_dim", where + ".spec", 1);
@@ -156,13 +181,14 @@ ModelEntry model(const Json& data, const std::string& folder, const Json& files)
     m.head_rows = number(data, "head_rows", where, 1);
     m.head_ids_file = field<std::string>(data, "head_ids", where);
     m.weights = field<std::string>(data, "weights", where);
+    m.context_rows = number(data, "context_rows", where);
     m.widths_agree = field<bool>(data, "widths_agree", where);
     if (m.contract != "append" && m.contract != "rows") throw Error(where + ".cache.contract is unknown: " + m.contract, "update edgespec");
     if (m.windows.size() != size_t(m.layers) || m.buckets.empty() || m.block > m.budget || m.buckets.back() != m.budget ||
         !std::is_sorted(m.buckets.begin(), m.buckets.end()))
         throw Error(where + ": its cache makes no sense", AGAIN);
     // So that no product of sizes overflows.
-    if (m.layers > 1 << 10 || m.heads > 1 << 12 || m.head_dim > 1 << 14 || m.slots() > 1 << 24) throw Error(where + " is absurdly large", AGAIN);
+    if (m.layers > 1 << 10 || m.hidden > 1 << 20 || m.heads > 1 << 12 || m.head_dim > 1 << 14 || m.slots() > 1 << 24) throw Error(where + " is absurdly large", AGAIN);
     for (const Json& g : array(data, "graphs", where)) m.graphs.push_back(graph(g, where + ".graphs"));
     for (const GraphSpec& g : m.graphs) m.carries = m.carries || g.kind == "observe";
     if (m.heads % m.kv_heads || m.queries > m.block || (m.carries && m.budget % m.block)) throw Error(where + ": its cache makes no sense", AGAIN);
@@ -174,6 +200,9 @@ ModelEntry model(const Json& data, const std::string& folder, const Json& files)
         for (const char* kind : {"prefill", m.name == "draft" ? "draft" : "verify", m.carries ? "observe" : "prefill"})
             if (std::none_of(m.graphs.begin(), m.graphs.end(), [&](const GraphSpec& g) { return g.kind == kind && g.bucket == bucket; }))
                 throw Error(where + " has no " + kind + " graph for bucket " + std::to_string(bucket), AGAIN);
+    const auto lookups = std::count_if(m.graphs.begin(), m.graphs.end(), [](const GraphSpec& g) { return g.kind == "context"; });
+    if (m.context_rows && (m.name != "draft" || m.head_ids_file.empty() || m.context_rows > m.vocab - m.head_rows || lookups != 1))
+        throw Error(where + ": its context rows make no sense", AGAIN);
     if (m.head_ids_file.empty() && m.head_rows != m.vocab) throw Error(where + ": a trimmed head without its ids", AGAIN);
     if (!m.head_ids_file.empty() && !files.contains(m.head_ids_file)) throw Error("manifest.files lacks " + m.head_ids_file, AGAIN);
     if (files.contains(m.weights)) m.bytes_weights = files.at(m.weights).value("bytes", int64_t{0});
@@ -235,6 +264,8 @@ Manifest read_manifest(const std::string& folder) {
     for (const auto& [name, entry] : files.items()) check_file(folder, name, field<int64_t>(entry, "bytes", "manifest.files"));
     for (const Json& m : array(data, "models", "manifest")) out.models.push_back(model(m, folder, files));
     if (!out.model("target")) throw Error("the bundle has no target model", AGAIN);
+    const ModelEntry* draft = out.model("draft");
+    if (draft && draft->context_rows && draft->hidden != out.model("target")->hidden) throw Error("draft: its context rows make no sense", AGAIN);
     out.stop_ids = numbers(field<Json>(data, "tokenizer", "manifest"), "stop_ids", "tokenizer");
     return out;
 }

@@ -22,21 +22,25 @@ struct GraphSpec {
     int width = 0, bucket = 0;
     std::vector<TensorSpec> inputs, outputs;
 
-    bool step() const { return kind != "commit" && kind != "observe"; }  // else a policy's, of one layer
+    bool policy() const { return kind == "commit" || kind == "observe"; }  // of one layer
+    bool step() const { return !policy() && kind != "context"; }
 };
 
 struct ModelEntry {
     std::string name, weights, contract, policy, head_ids_file;
-    int layers = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0, positions = 0, head_rows = 0;
+    int layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0, positions = 0, head_rows = 0, context_rows = 0;
     int budget = 0, block = 0, queries = 0;  // queries: the last rows of a block whose queries the policy reads
     std::vector<int> windows, buckets, head_ids;  // head_ids: the token of every head row, empty where row i is token i
     std::vector<GraphSpec> graphs;
     int64_t bytes_weights = 0;
     bool widths_agree = false, compact = false, carries = false;  // compact: a key turns to its place; carries: a score goes on with its row
 
+    // Logits of a row: the head's own, then those of context rows.
+    int64_t columns(const std::string& kind) const { return head_rows + (kind == "draft" ? context_rows : 0); }
     int slots() const { return budget + block; }
     int64_t query_floats() const { return int64_t(queries) * heads * head_dim; }  // of one layer
     int64_t carried_floats() const { return int64_t(heads) * slots(); }           // of one layer, where it carries
+    int64_t bytes_read() const { return bytes_weights + int64_t(context_rows) * hidden * 4; }  // by a call
     std::vector<int> widths(const std::string& kind) const;  // ascending
 };
 

@@ -14,6 +14,8 @@ bool is_cache(const std::string& name) {
     return own.rfind("keys_", 0) == 0 || own.rfind("values_", 0) == 0;
 }
 
+bool is_context(const std::string& name) { return name == "context" || name == "context_ids"; }
+
 // Of a policy's graph, what is no part of a session's cache.
 bool is_own(const std::string& name, bool compact) { return name == "keep" || name == "new_carried" || name == "count" || (compact && name == "kept_keys"); }
 
@@ -26,7 +28,7 @@ Model::Model(const ModelEntry& e, Backend& backend) : entry(e) {
         o.graph = backend.open(g.file);
         for (const auto* tensors : {&g.inputs, &g.outputs})
             for (const TensorSpec& t : *tensors)
-                if (g.step() ? !is_cache(t.name) : is_own(t.name, entry.compact)) {
+                if (g.policy() ? is_own(t.name, entry.compact) : !is_cache(t.name) && !is_context(t.name)) {
                     o.own.emplace_back(size_t(t.elements()) * 4);
                     o.at[t.name] = o.own.back().data();
                 }
@@ -48,6 +50,8 @@ Call& State::bound(Model::Opened& o, int layer) {
     if (call) return *call;
     const auto buffer = [&](const TensorSpec& t) -> Buffer {
         if (const auto own = o.at.find(t.name); own != o.at.end()) return {&t, own->second};
+        if (t.name == "context") return {&t, context.columns()};
+        if (t.name == "context_ids") return {&t, context.ids()};
         if (layer >= 0 && t.name == "queries") return {&t, cache.queries(layer)};
         if (layer >= 0 && t.name == "carried") return {&t, cache.carried(layer)};
         const std::string name = t.name.rfind("new_", 0) == 0 ? t.name.substr(4) : t.name;
@@ -64,6 +68,30 @@ Call& State::bound(Model::Opened& o, int layer) {
     return *call;
 }
 
+// Run a graph with its buffers as they are, and say so.
+void State::run(Model::Opened& o, int rows) {
+    Call& call = bound(o);
+    const auto start = std::chrono::steady_clock::now();
+    call.run();
+    if (!trace) return;
+    const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - start;
+    trace->push_back({model_.entry.name.c_str(), o.spec->kind.c_str(), o.spec->width, rows, took.count()});
+}
+
+void State::follow(const std::vector<int>& text) {
+    if (!model_.entry.context_rows) return;
+    context.follow(text);
+    Model::Opened& o = model_.opened("context", 0, model_.entry.budget);
+    auto* tokens = static_cast<int32_t*>(o.at.at("tokens"));
+    for (std::vector<int> slots; !(slots = context.stale(o.spec->width)).empty();) {
+        std::fill_n(tokens, o.spec->width, 0);
+        for (size_t i = 0; i < slots.size(); ++i) tokens[i] = context.tokens()[size_t(slots[i])];
+        run(o, int(slots.size()));
+        const auto* rows = static_cast<const float*>(o.at.at("rows"));
+        for (size_t i = 0; i < slots.size(); ++i) context.fill(slots[i], rows + int64_t(i) * model_.entry.hidden);
+    }
+}
+
 Result State::call(const std::string& kind, int width, const int* tokens, int rows) {
     if (rows < 1 || rows > width || rows > room())
         throw Error("a call of " + std::to_string(rows) + " rows with room for " + std::to_string(room()), "this is a bug of the runtime; please report it");
@@ -74,15 +102,10 @@ Result State::call(const std::string& kind, int width, const int* tokens, int ro
     *static_cast<int32_t*>(o.at.at("position")) = place();
     *static_cast<int32_t*>(o.at.at("count")) = cache.count();
     if (kind == "prefill") *static_cast<int32_t*>(o.at.at("row")) = rows - 1;
-    Call& call = bound(o);
-    const auto start = std::chrono::steady_clock::now();
-    call.run();
-    if (trace) {
-        const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - start;
-        trace->push_back({model_.entry.name.c_str(), o.spec->kind.c_str(), width, rows, took.count()});
-    }
+    run(o, rows);
     last_ = &o;
     Result r;
+    r.columns = model_.entry.columns(kind);
     r.logits = static_cast<float*>(o.at.at("logits"));
     r.argmax = static_cast<int32_t*>(o.at.at("argmax"));
     if (const auto queries = o.at.find("new_queries"); queries != o.at.end()) r.queries = static_cast<float*>(queries->second);

@@ -8,6 +8,7 @@
 
 #include "backend.h"
 #include "cache.h"
+#include "context.h"
 
 namespace edgespec {
 
@@ -40,7 +41,8 @@ class Model {
 
 // What a call computed. Rows are the call's; the pointers live until the next call of the same graph.
 struct Result {
-    const float* logits = nullptr;   // [rows or 1, head rows]
+    const float* logits = nullptr;   // [rows or 1, columns]
+    int64_t columns = 0;             // the head's rows, and in a draft call the context's
     const int32_t* argmax = nullptr; // token ids
     const float* entropy = nullptr;  // nats, a draft's
     const float* queries = nullptr;  // [width,L,H,d], where the policy reads them
@@ -50,10 +52,12 @@ struct Result {
 
 class State {
   public:
-    explicit State(Model& model) : cache(model.entry), model_(model) {}
+    explicit State(Model& model) : cache(model.entry), context(model.entry), model_(model) {}
 
     // Absorb tokens through a graph of this kind and width; nothing is counted before `accept`.
     Result call(const std::string& kind, int width, const int* tokens, int rows);
+    // Let the context rows be those of this text.
+    void follow(const std::vector<int>& text);
     // Count the first rows of the last call as filled; a commit must not wait beyond `commit_if_full`.
     void accept(int rows);
     void commit_if_full();  // and observe, where a block is full and the policy carries a score
@@ -63,11 +67,15 @@ class State {
 
     const ModelEntry& entry() const { return model_.entry; }
 
+    int64_t bytes() const { return cache.bytes() + context.bytes(); }
+
     Cache cache;
+    Context context;
     std::vector<CallRecord>* trace = nullptr;
 
   private:
     Call& bound(Model::Opened& opened, int layer = -1);
+    void run(Model::Opened& opened, int rows);
     Model::Opened& run_policy(const std::string& kind, int bucket, int layer);
 
     Model& model_;

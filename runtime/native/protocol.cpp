@@ -344,7 +344,7 @@ class Server : public Listener {
     Json figures(const Summary& s) const {
         const double emitted = std::max(0, s.tokens_new - 1);  // the first token is the prompt's
         const double be = s.verify_calls ? emitted / s.verify_calls : 0, gamma = s.verify_calls ? double(s.draft_calls) / s.verify_calls : 0;
-        const double c = draft_ ? double(draft_->entry.bytes_weights) / double(std::max<int64_t>(1, target_->entry.bytes_weights)) : 0;
+        const double c = draft_ ? double(draft_->entry.bytes_read()) / double(std::max<int64_t>(1, target_->entry.bytes_read())) : 0;
         Json stats = {{"tokens_prompt", s.tokens_prompt}, {"tokens_new", s.tokens_new}, {"rounds", s.rounds}, {"tokens_drafted", s.drafted},
                       {"tokens_accepted", s.accepted}, {"drafted_by_position", s.drafted_by_position}, {"accepted_by_position", s.accepted_by_position},
                       {"verify_calls", s.verify_calls}, {"draft_calls", s.draft_calls}, {"time_prompt_s", s.prompt_s}, {"time_decode_s", s.decode_s},

@@ -70,7 +70,17 @@ int Law::draw(double u) const {
     return ids[last];  // rounding may leave the sum a hair below u: the last possible token then
 }
 
-void law_of(const float* logits, int n, const std::vector<int>& head_ids, const Sampling& s, const std::vector<int>& seen, Law& out) {
+void law_of(const float* logits, int n, const std::vector<int>& head_ids, const Sampling& s, const std::vector<int>& seen, Law& out,
+            const std::vector<int>& context_ids) {
+    const int own = n - int(context_ids.size());
+    const auto token_of = [&](int row) { return row >= own ? context_ids[size_t(row - own)] : head_ids.empty() ? row : head_ids[size_t(row)]; };
+    const auto row_of = [&](int token) {
+        if (head_ids.empty()) return token;
+        const auto at = std::lower_bound(head_ids.begin(), head_ids.end(), token);
+        if (at != head_ids.end() && *at == token) return int(at - head_ids.begin());
+        const auto further = std::find(context_ids.begin(), context_ids.end(), token);
+        return further == context_ids.end() ? -1 : own + int(further - context_ids.begin());
+    };
     static thread_local std::vector<Candidate> all;
     all.resize(size_t(n));
     for (int i = 0; i < n; ++i) {
@@ -79,12 +89,8 @@ void law_of(const float* logits, int n, const std::vector<int>& head_ids, const 
     }
     if (s.repetition_penalty != 1)
         for (const int token : seen) {
-            int row = token;
-            if (!head_ids.empty()) {
-                const auto at = std::lower_bound(head_ids.begin(), head_ids.end(), token);
-                if (at == head_ids.end() || *at != token) continue;
-                row = int(at - head_ids.begin());
-            }
+            const int row = row_of(token);
+            if (row < 0) continue;
             double& score = all[size_t(row)].score;
             score = score < 0 ? score * s.repetition_penalty : score / s.repetition_penalty;
         }
@@ -95,14 +101,14 @@ void law_of(const float* logits, int n, const std::vector<int>& head_ids, const 
         for (Candidate& c : all) c.score /= s.temperature;
         filter(all, s);
     }
-    const auto before = [](auto& a, auto& b) { return a.row < b.row; };
+    const auto before = [&](auto& a, auto& b) { return token_of(a.row) < token_of(b.row); };
     if (!std::is_sorted(all.begin(), all.end(), before)) std::sort(all.begin(), all.end(), before);
     double top = all[0].score, total = 0;
     for (const Candidate& c : all) top = std::max(top, c.score);
     out.ids.resize(all.size());
     out.p.resize(all.size());
     for (size_t i = 0; i < all.size(); ++i) {
-        out.ids[i] = head_ids.empty() ? all[i].row : head_ids[size_t(all[i].row)];
+        out.ids[i] = token_of(all[i].row);
         total += out.p[i] = std::exp(all[i].score - top);
     }
     for (double& p : out.p) p /= total;

@@ -49,8 +49,10 @@ struct Law {
 
 // The law really sampled from a row of logits. As Transformers does: repetition penalty, temperature, top-k,
 // top-p, min-p. `head_ids` are the tokens of the logits' rows (empty: row i is token i). Temperature 0 gives
-// the most likely token all of it. An Error where a logit is not a number.
-void law_of(const float* logits, int n, const std::vector<int>& head_ids, const Sampling& sampling, const std::vector<int>& seen, Law& out);
+// the most likely token all of it. `context_ids` are the tokens of the rows after the head's own, in any order; `n`
+// counts these rows too. An Error where a logit is not a number.
+void law_of(const float* logits, int n, const std::vector<int>& head_ids, const Sampling& sampling, const std::vector<int>& seen, Law& out,
+            const std::vector<int>& context_ids = {});
 
 // Speculative sampling (arXiv 2211.17192): keep the drafted token with probability min(1, p/q).
 bool accepts(const Law& target, const Law& draft, int token, double u);

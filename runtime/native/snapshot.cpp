@@ -108,7 +108,9 @@ void restore(Conversation& c, uint64_t bundle, const std::string& path) {
         if (token < 0 || token >= c.target.entry().vocab) throw Error(path + " holds a token outside the vocabulary", HINT);
     c.history.assign(history.begin(), history.end());
     c.target.cache.load(target, int(h.target.count), int(h.target.position));
-    if (c.draft) c.draft->cache.load(draft, int(h.draft.count), int(h.draft.position));
+    if (!c.draft) return;
+    c.draft->cache.load(draft, int(h.draft.count), int(h.draft.position));
+    c.draft->context.forget(0);  // it follows from the tokens
 }
 
 }  // namespace edgespec

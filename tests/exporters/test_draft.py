@@ -116,7 +116,8 @@ def test_the_tables_are_the_target_s_and_only_the_draft_s_head_is_new(
                     used.setdefault(entry.value, set()).add(tensor.name)
     assert set(used) == {"target.data", "draft.data"}
     embedding, angles = "model.embed_tokens.weight.weight", "model.rotary_emb"
-    assert used["target.data"] == {embedding, f"{angles}.cos", f"{angles}.sin"}
+    looked_up = embedding if model.config.tie_word_embeddings else "lm_head.weight.weight"  # context rows
+    assert used["target.data"] == {embedding, looked_up, f"{angles}.cos", f"{angles}.sin"}
     layers = sum(p.numel() for layer in model.model.layers[:2] for p in layer.parameters())
     rest = model.config.hidden_size * (1 + ROWS)
     stored = (bundle.path / entries["draft"].weights).stat().st_size
@@ -127,7 +128,7 @@ def test_kinds_and_widths_are_those_of_the_design(made: tuple[Bundle, PreTrained
     bundle, _ = made
     kinds = {m.name: [(g.kind, g.width) for g in m.graphs] for m in bundle.manifest.models}
     assert kinds["target"] == [("prefill", 8), ("verify", 2), ("verify", 4), ("decode", 1), ("commit", 8)]
-    assert kinds["draft"] == [("prefill", 8), ("draft", 2), ("commit", 8)]
+    assert kinds["draft"] == [("prefill", 8), ("draft", 2), ("commit", 8), ("context", 4)]
 
 
 def test_a_head_of_listed_ids(tmp_path: Path) -> None:

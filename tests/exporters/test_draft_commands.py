@@ -52,7 +52,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_draft_holds_its_layers_only(made: Path) -> None:
     names = sorted(p.name for p in (made / "trained").iterdir())
-    assert names == ["config.json", "draft.json", "model.safetensors", "training", "vocabulary.txt"]
+    assert names == ["config.json", "draft.json", "model.safetensors", "training", "vocabulary.json"]
     facts = json.loads((made / "trained" / "draft.json").read_text())
     assert facts["schema"] == "edgespec.draft/1" and facts["begins_as"] == [0, 1]
     assert facts["block_efficiency"] >= 1 and facts["samples"] == 41

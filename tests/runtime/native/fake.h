@@ -30,7 +30,7 @@ class FakeCall : public Call {
             for (const Buffer& b : *list) at_[b.spec->name] = b.data;
     }
 
-    void run() override { spec_.kind == "commit" ? commit() : spec_.kind == "observe" ? observe(*get<int32_t>("count")) : step(); }
+    void run() override { spec_.kind == "context" ? look_up() : spec_.kind == "commit" ? commit() : spec_.kind == "observe" ? observe(*get<int32_t>("count")) : step(); }
 
   private:
     template <typename T> T* get(const char* name) { return static_cast<T*>(at_.at(name)); }
@@ -56,26 +56,44 @@ class FakeCall : public Call {
         if (append) std::memcpy(get<float>("values_0") + count, fresh, sizeof(float) * size_t(spec_.width));
     }
 
+    // A head row is its token.
+    void look_up() {
+        for (int r = 0; r < spec_.width; ++r) {
+            CHECK(get<int32_t>("tokens")[r] >= 0 && get<int32_t>("tokens")[r] < m_.vocab);
+            get<float>("rows")[r] = float(get<int32_t>("tokens")[r]);
+        }
+    }
+
+    // The token of a logit, -1 where that is masked.
+    int token_of(int column) {
+        if (column < m_.head_rows) return m_.head_ids.empty() ? column : m_.head_ids[size_t(column)];
+        const int slot = column - m_.head_rows, id = get<int32_t>("context_ids")[slot];
+        CHECK(id < 0 || get<float>("context")[slot] == float(id));
+        CHECK(std::find(m_.head_ids.begin(), m_.head_ids.end(), id) == m_.head_ids.end());
+        return id;
+    }
+
     // The target's law depends on everything seen; the draft's is the same half of the time.
     void logits(uint64_t state, int token, int row, int position) {
-        float* out = get<float>("logits") + row * m_.head_rows;
+        const int columns = int(m_.columns(spec_.kind));
+        float* out = get<float>("logits") + row * columns;
         const bool draft = m_.name == "draft";
         if (draft && mix(state, 5) % 2) state = mix(state, 99);
         int best = 0;
-        for (int i = 0; i < m_.head_rows; ++i) {
-            const int id = m_.head_ids.empty() ? i : m_.head_ids[size_t(i)];
-            out[i] = float(mix(state, uint64_t(id)) % 4096) / 1024 + (id == (token + 1) % m_.vocab ? 2.5f : 0.0f);  // likely: the next id
+        for (int i = 0; i < columns; ++i) {
+            const int id = token_of(i);
+            out[i] = id < 0 ? -1e4f : float(mix(state, uint64_t(id)) % 4096) / 1024 + (id == (token + 1) % m_.vocab ? 2.5f : 0.0f);  // likely: the next id
             if (out[i] > out[best]) best = i;
         }
         if (spec_.width == faults_.odd_width) out[0] = std::nextafter(out[0], 100.0f);
-        if (position == faults_.nan_at_position) std::fill(out, out + m_.head_rows, std::nanf(""));
-        get<int32_t>("argmax")[row] = m_.head_ids.empty() ? best + faults_.wild_token : m_.head_ids[size_t(best)];
+        if (position == faults_.nan_at_position) std::fill(out, out + columns, std::nanf(""));
+        get<int32_t>("argmax")[row] = m_.head_ids.empty() ? best + faults_.wild_token : token_of(best);
         if (!draft || spec_.kind == "prefill") return;
         double total = 0, entropy = 0;
-        for (int i = 0; i < m_.head_rows; ++i) total += std::exp(double(out[i]));
-        for (int i = 0; i < m_.head_rows; ++i) {
+        for (int i = 0; i < columns; ++i) total += std::exp(double(out[i]));
+        for (int i = 0; i < columns; ++i) {
             const double p = std::exp(double(out[i])) / total;
-            entropy -= p * std::log(p);
+            if (p > 0) entropy -= p * std::log(p);
         }
         get<float>("entropy")[row] = float(entropy);
         get<float>("top_probabilities")[row] = float(std::exp(double(out[best])) / total);
@@ -142,13 +160,14 @@ class FakeBackend : public Backend {
     const ModelEntry& m_;
 };
 
-inline ModelEntry fake_model(const std::string& name, const std::string& contract, const std::string& policy, int budget, int block, std::vector<int> buckets = {}) {
+inline ModelEntry fake_model(const std::string& name, const std::string& contract, const std::string& policy, int budget, int block, std::vector<int> buckets = {}, int context = 0) {
     ModelEntry m;
     m.name = name, m.contract = contract, m.policy = policy, m.budget = budget, m.block = block;
     m.queries = policy == "h2o" ? block : policy == "snapkv" ? std::min(3, block) : 0, m.carries = policy == "h2o";
-    m.layers = m.heads = m.kv_heads = m.head_dim = 1, m.vocab = m.head_rows = 12, m.positions = 400, m.windows = {0}, m.widths_agree = true, m.bytes_weights = 10;
+    m.layers = m.hidden = m.heads = m.kv_heads = m.head_dim = 1, m.vocab = m.head_rows = 12, m.positions = 400, m.windows = {0}, m.widths_agree = true, m.bytes_weights = 10;
     m.buckets = buckets.empty() ? std::vector<int>{budget} : buckets;
     if (name == "draft") m.head_ids = {0, 1, 2, 3, 5, 6, 7, 8, 9, 11}, m.head_rows = 10, m.bytes_weights = 1;
+    if (context) m.head_ids = {0, 2, 5, 6, 9}, m.head_rows = 5, m.context_rows = context;
     const auto f = Type::float32, i = Type::int32;
     std::vector<std::pair<std::string, int>> kinds{{"prefill", block}};
     if (name == "draft") kinds.push_back({"draft", 2});
@@ -159,12 +178,14 @@ inline ModelEntry fake_model(const std::string& name, const std::string& contrac
             GraphSpec g{kind + std::to_string(w) + "-" + std::to_string(bucket), kind, w, bucket, {}, {}};
             g.inputs = {{"tokens", i, {1, w}}, {"position", i, {1}}, {"count", i, {1}}, {"keys_0", f, {1, 1, rows, 1}}, {"values_0", f, {1, 1, rows, 1}}};
             if (kind == "prefill") g.inputs.push_back({"row", i, {1}});
-            g.outputs = {{"logits", f, {1, n, m.head_rows}}, {"argmax", i, {1, n}}};
+            if (kind == "draft" && context) g.inputs.insert(g.inputs.end(), {{"context", f, {1, context}}, {"context_ids", i, {context}}});
+            g.outputs = {{"logits", f, {1, n, m.columns(kind)}}, {"argmax", i, {1, n}}};
             if (kind == "draft") g.outputs.insert(g.outputs.end(), {{"entropy", f, {1, n}}, {"top_probabilities", f, {1, n, 1}}});
             if (contract == "rows") g.outputs.insert(g.outputs.end(), {{"new_keys", f, {1, 1, w, 1}}, {"new_values", f, {1, 1, w, 1}}});
             if (m.queries) g.outputs.push_back({"new_queries", f, {w, 1, 1, 1}});
             m.graphs.push_back(g);
         }
+    if (context) m.graphs.push_back({"context", "context", 2, budget, {{"tokens", i, {1, 2}}}, {{"rows", f, {1, 2, 1}}}});
     const TensorSpec carried{"carried", f, {1, budget + block}}, new_carried{"new_carried", f, {1, budget + block}};
     GraphSpec commit{"commit", "commit", block, budget, {{"keys", f, {1, 1, budget + block, 1}}}, {{"keep", i, {1, budget}}}};
     if (m.queries) commit.inputs.push_back({"queries", f, {m.queries, 1, 1}});

@@ -30,8 +30,8 @@ struct World {
     Manifest bundle;
     Costs costs;
 
-    World(const std::string& contract, const std::string& policy, int budget, int block, std::vector<int> buckets = {})
-        : target_entry(fake_model("target", contract, policy, budget, block, buckets)), draft_entry(fake_model("draft", contract, policy == "none" ? "keydiff" : policy, 8, 4)) {
+    World(const std::string& contract, const std::string& policy, int budget, int block, std::vector<int> buckets = {}, int context = 0)
+        : target_entry(fake_model("target", contract, policy, budget, block, buckets)), draft_entry(fake_model("draft", contract, policy == "none" ? "keydiff" : policy, 8, 4, {}, context)) {
         target = std::make_unique<Model>(target_entry, target_backend);
         draft = std::make_unique<Model>(draft_entry, draft_backend);
         bundle.device = "cpu";
@@ -75,7 +75,7 @@ static void lossless() {
             for (const auto& [budget, block] : std::vector<std::pair<int, int>>{{16, 8}, {9, 3}, {160, 16}})
                 for (const int length : {1, 7, 40, 90}) {
                     if (std::string(policy) == "none" && length + 60 > budget + block) continue;
-                    World w(contract, policy, budget, block, budget == 160 ? std::vector<int>{16, 48, 160} : std::vector<int>{});
+                    World w(contract, policy, budget, block, budget == 160 ? std::vector<int>{16, 48, 160} : std::vector<int>{}, length % 3 * 2);
                     auto plain = w.open();
                     run(w, *plain, request(text(length, 1), Drafter::none, Rule::fixed));
                     for (const Drafter drafter : DRAFTERS)
@@ -109,8 +109,8 @@ static void penalised() {
 }
 
 // The law of three sampled tokens is the plain loop's, whoever drafts.
-static void exact_sampling() {
-    World w("append", "keydiff", 16, 8);
+static void exact_sampling(int context) {
+    World w("append", "keydiff", 16, 8, {}, context);
     const std::vector<int> prompt = text(10, 3);
     std::map<std::vector<int>, double> law;
     Sampling s;
@@ -165,8 +165,46 @@ static void exact_sampling() {
         }
 }
 
+// With context rows too: how a text came to be (chunks, turns, cuts, a snapshot) leaves no trace in what is proposed.
+static void same_proposals() {
+    const std::string path = "/tmp/edgespec-test-" + std::to_string(getpid()) + ".context";
+    World w("append", "keydiff", 16, 8, {}, 3);
+    const auto told = [&](Conversation& c) {
+        Quiet quiet;
+        Request r = request({}, Drafter::draft, Rule::fixed);
+        r.sampling.temperature = 1, r.sampling.seed = 9;
+        generate(c, r, w.costs, quiet);
+        std::vector<std::vector<int>> out;
+        for (const Round& round : quiet.rounds) {
+            out.push_back(round.tokens);
+            out.back().push_back(-round.accepted);
+        }
+        return out;
+    };
+    Request absorb = request(text(40, 9), Drafter::none, Rule::fixed);
+    absorb.max_new_tokens = 0;
+    auto whole = w.open();
+    Quiet first;
+    generate(*whole, absorb, w.costs, first);
+    const auto wanted = told(*whole);
+    CHECK(wanted.size() > 10);
+    auto pieces = w.open();
+    for (int i = 0; i < 40; i += 8) {
+        Quiet quiet;
+        generate(*pieces, request({absorb.tokens.begin() + i, absorb.tokens.begin() + i + 8}, Drafter::both, Rule::fixed), w.costs, quiet);
+        pieces->truncate(i + 8);
+    }
+    CHECK(save(*pieces, 1, path) > 0);
+    auto restored = w.open();
+    Quiet quiet;
+    generate(*restored, request(text(50, 8), Drafter::draft, Rule::fixed), w.costs, quiet);  // another text's rows
+    restore(*restored, 1, path);
+    unlink(path.c_str());
+    CHECK(told(*pieces) == wanted && told(*restored) == wanted);
+}
+
 static void a_seed_repeats_its_text() {
-    World w("rows", "keydiff", 16, 8);
+    World w("rows", "keydiff", 16, 8, {}, 2);
     Request r = request(text(30, 4), Drafter::both, Rule::cost);
     r.sampling.temperature = 1;
     auto a = w.open(), b = w.open(), c = w.open();
@@ -181,7 +219,7 @@ static void a_seed_repeats_its_text() {
 static void conversations() {
     const std::string path = "/tmp/edgespec-test-" + std::to_string(getpid()) + ".snap";
     for (const auto& [contract, policy] : WAYS) {
-        World w(contract, policy, 16, 8, {8, 16});
+        World w(contract, policy, 16, 8, {8, 16}, 3);
         auto whole = w.open(), turns = w.open();
         const std::vector<int> first = text(25, 5), second = text(9, 6);
         run(w, *turns, request(first, Drafter::both, Rule::fixed));
@@ -315,4 +353,4 @@ static void widths() {
     }
 }
 
-int main() { widths(), lossless(), penalised(), a_seed_repeats_its_text(), conversations(), cancelling_and_faults(), stops(), forgotten_rows(), exact_sampling(); }
+int main() { widths(), lossless(), penalised(), a_seed_repeats_its_text(), conversations(), cancelling_and_faults(), stops(), forgotten_rows(), same_proposals(), exact_sampling(0), exact_sampling(2); }
