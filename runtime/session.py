@@ -30,6 +30,7 @@ from edgespec.runtime.process import ANSWERS, Process
 from edgespec.runtime.remote import Remote
 from edgespec.runtime.text import Message, Streamed, render
 
+DECIDING = ("drafter", "stop_rule", "draft_tokens", "temperature")  # what a trace says of how it was made
 QUESTIONS = (
     "Explain how a refrigerator works.",
     "Write a short story about a lighthouse keeper and a whale.",
@@ -219,7 +220,8 @@ class Session:
 
         A text goes through the chat template after what was said before; `raw` text and token ids are
         appended as they are. `stops`: texts that end the answer, not part of it. `trace` gets a JSON line for
-        every prompt and round. A reader that leaves early, or Ctrl-C, cancels.
+        every prompt (with what decided how much was drafted) and round. A reader that leaves early, or
+        Ctrl-C, cancels.
         """
         if self.unsure:
             self.truncate(len(self.tokens))
@@ -235,7 +237,11 @@ class Session:
         try:
             for event in process.events("generate", session=self.name, **request):
                 if trace is not None and event["event"] in ("prompt", "round"):
-                    trace.write(json.dumps({k: v for k, v in event.items() if k != "id"}) + "\n")
+                    decided = {name: request[name] for name in DECIDING} | {
+                        "table": process.ready.get("table")
+                    }
+                    more = decided if event["event"] == "prompt" else {}
+                    trace.write(json.dumps({k: v for k, v in event.items() if k != "id"} | more) + "\n")
                 done = event if event["event"] == "done" else None
                 new = event["tokens"] if event["event"] == "round" else []
                 self.tokens += new
