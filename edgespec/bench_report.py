@@ -101,8 +101,8 @@ class Share:
 @dataclass(frozen=True)
 class Prediction:
     """A device's figures by replay of the traces: speeds over all prompts and by category, the median time
-    to the first token, where the time goes. `plain_tokens_per_s`: the same tokens, one a call. `fits`: the memory
-    is within the device's limits (None: unknown).
+    to the first token, where the time goes. `plain_tokens_per_s`: the same tokens, one a call. `fits`: the
+    memory is within the device's limits (None: unknown).
     """
 
     profile: str
@@ -210,6 +210,7 @@ def write(report: Report, path: Path | str) -> None:
         temporary.write_text("\n".join(_lines(to_json(report))) + "\n", encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error.strerror}", "choose another with -o") from None
 
 

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
+from edgespec import commands_bench
 from edgespec.config import (
     BuildConfig,
     ChatConfig,
@@ -249,5 +250,6 @@ COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
     (eval, EvalConfig),
     (build, BuildConfig),
     (push, PushConfig),
+    *commands_bench.COMMANDS,
 )
 GROUPS: dict[str, str] = {}  # words that stand before several commands, with their help

@@ -127,7 +127,9 @@ def by_prompt(
             if other and min(s.tokens_decoded, other.tokens_decoded) >= shortest:
                 found.setdefault(key[0], []).append((figure(s), figure(other)))
     whole = ([(a, b) for a, b in pairs if a > 0 and b > 0] for pairs in found.values())
-    both = ((median([a for a, _ in pairs]), geometric_mean([b / a for a, b in pairs])) for pairs in whole if pairs)
+    both = (
+        (median([a for a, _ in pairs]), geometric_mean([b / a for a, b in pairs])) for pairs in whole if pairs
+    )
     return [(a, a * ratio) for a, ratio in both]
 
 
@@ -175,7 +177,7 @@ def block_efficiency(base: Report, new: Report, rules: Rules) -> Row:
 
 
 def judged(change: float, low: float, high: float, better: str, limit: float, pairs: int) -> tuple[str, str]:
-    """The verdict, with its reason: an interval wholly beyond the limit is a change, wholly within it none."""
+    """The verdict and why: an interval wholly beyond the limit is a change, wholly within it none."""
     worse, best = (low, high) if better == "less" else (-high, -low)
     allowed = f"{limit * 100:g} %"
     text = f"{low:+.1%} to {high:+.1%} ({CONFIDENCE:.0%}, {pairs} pairs)"

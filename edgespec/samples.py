@@ -5,10 +5,11 @@ Everything is seeded and in plain Python: the same numbers give the same bits on
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import NormalDist, fmean
 from typing import TypeVar
 
 RESAMPLES = 2000
@@ -55,10 +56,22 @@ def midmean(values: Sequence[float]) -> float:
 
 
 def interval(items: Sequence[T], figure: Callable[[Sequence[T]], float]) -> tuple[float, float]:
-    """Where the figure of such items lies with CONFIDENCE: the percentile bootstrap over items.
+    """Where the figure of two or more such items lies with CONFIDENCE: a percentile bootstrap, widened.
 
-    Efron, The Annals of Statistics 7 (1979). With fewer than 8 items it covers less than it says.
+    Efron (The Annals of Statistics 7, 1979). Of few items its interval is too narrow by the factor
+    sqrt(n / (n-1)) t / z (Hesterberg, The American Statistician 69, 2015), so both ends move away by it.
     """
     chance = random.Random(0)
     found = sorted(figure(chance.choices(items, k=len(items))) for _ in range(RESAMPLES))
-    return quantile(found, (1 - CONFIDENCE) / 2), quantile(found, (1 + CONFIDENCE) / 2)
+    middle, wider = figure(items), widening(len(items))
+    low, high = (quantile(found, q) for q in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return middle + (low - middle) * wider, middle + (high - middle) * wider
+
+
+def widening(n: int) -> float:
+    """sqrt(n / (n-1)) t / z, t the quantile of n - 1 degrees of freedom by its expansion in 1 / (n-1)."""
+    if n < 2:
+        return 1.0
+    z, v = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), n - 1
+    t = z + (z**3 + z) / (4 * v) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+    return math.sqrt(n / v) * t / z

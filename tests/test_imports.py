@@ -41,12 +41,27 @@ TABLE = {
     "memory": {"profiles", "work"},
     "replay": {"errors", "spec", "trace", "bundle", "profiles", "work", "latency", "memory"},
     "report": {"errors", "spec", "count", "latency"},
-    "gate": {"errors", "report"},
+    "samples": set(),
+    "environment": set(),
+    "suite": {"prompts"},
+    "bench_report": {"errors", "spec", "bundle"},
+    "bench_figures": {"bench_report", "samples"},
+    "bench_log": {"errors", "spec", "bench_report", "evaluation_log"},
+    "bench": {"errors", "progress", "environment", "suite", "bench_report", "bench_log"},
+    "bench_table": {"samples", "bench_report", "bench_figures"},
+    "bench_plots": {"samples", "bench_report", "bench_figures"},
+    "bench_page": {"bench_report", "bench_table", "bench_plots"},
+    "predict": {"errors", "spec", "trace", "profiles", "work", "replay", "samples", "bench_report"},
+    "gate_facts": {"errors", "bench_report", "bench_figures"},
+    "gate": {"samples", "bench_report", "bench_figures", "gate_facts"},
+    "gate_report": {"gate"},
+    "config_bench": {"errors", "flags", "config", "suite"},
+    "commands_bench": {"errors", "config_bench", "console", "progress"},
     "console": {"errors", "progress"},
-    "commands": {"errors", "config", "console", "progress"},
+    "commands": {"errors", "config", "console", "progress", "commands_bench"},
     "cli": {"errors", "flags", "commands", "console", "progress"},
 }
-COMMANDS = ("commands", "console", "__main__")  # these see everything, inside functions
+COMMANDS = ("commands", "commands_bench", "console", "__main__")  # these see everything, inside functions
 # What a folder may import beside itself, at any depth.
 FOLDERS = {
     "exporters": {"errors", "spec", "policy", "bundle", "config", "flags", "progress", "profiles", "prompts"},

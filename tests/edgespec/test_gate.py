@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -120,36 +121,28 @@ def test_an_undecided_figure_says_how_many_pairs_would_tell() -> None:
     assert reason == "undecided at 3 %: +1.0% to +9.0% (99%, 20 pairs); about 80 pairs would tell"
 
 
-def test_a_true_slow_down_is_found_with_enough_pairs() -> None:
-    """5 % slower, pairs that scatter by 4 %: found with the suite's 65 prompts, in each of 20 runs."""
-    for seed in range(20):
-        base, new = report(65, 1, seed, 0.03), report(65, 1, 1000 + seed, 0.03, slower=1.05)
-        assert row(judge(base, new), "plain decoding, s/token").verdict in (REGRESSION, UNKNOWN)
-    found = [
-        row(
-            judge(report(65, 3, s, 0.03), report(65, 3, 99 + s, 0.03, slower=1.05)),
-            f"{PLAIN} decoding, s/token",
-        )
-        for s in range(5)
-    ]
-    assert [r.verdict for r in found] == [REGRESSION] * 5
-    assert all(r.low is not None and r.low < 0.05 < (r.high or 0) for r in found)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_true_slow_down_of_5_percent_is_found_with_enough_pairs(seed: int) -> None:
+    """The suite's 65 prompts, three rounds, pairs that scatter by 4 %."""
+    base, new = report(65, 3, seed, 0.03), report(65, 3, 99 + seed, 0.03, slower=1.05)
+    found = row(judge(base, new), "plain decoding, s/token")
+    assert (found.verdict, found.pairs) == (REGRESSION, 65)
+    assert found.low is not None and found.high is not None and 0.03 < found.low < 0.05 < found.high
 
 
-@pytest.mark.parametrize("pairs", [8, 12, 30, 65])
-@pytest.mark.parametrize("noise", [0.02, 0.1, 0.5])
-def test_equal_contenders_are_no_regression(pairs: int, noise: float) -> None:
-    """Same distribution: 99 % intervals are wrong on one side in 0.5 %; beyond the 3 % allowed, more rarely."""
-    import random
-
+@pytest.mark.parametrize(
+    ("pairs", "noise", "runs"), [(8, 0.02, 150), (8, 0.5, 150), (13, 0.1, 100), (65, 0.1, 30)]
+)
+def test_equal_contenders_are_no_regression(pairs: int, noise: float, runs: int) -> None:
+    """Same distribution: an interval of 99 % is above nothing in 0.5 % of runs, and above 3 % more rarely."""
     chance = random.Random(f"{pairs} {noise}")
-    runs, alarms, misses = 60, 0, 0
+    found = []
     for _ in range(runs):
         both = [(chance.lognormvariate(0, noise), chance.lognormvariate(0, noise)) for _ in range(pairs)]
-        alarms += paired("x", "s", "less", both, 0.03, True).verdict == REGRESSION
-        misses += paired("x", "s", "less", both, 0.0, True).verdict == REGRESSION
-    assert alarms <= 1
-    assert misses <= 2
+        found.append(paired("x", "s", "less", both, 0.03, True))
+    lows = [r.low for r in found if r.low is not None]
+    assert [r.verdict for r in found].count(REGRESSION) <= 1
+    assert sum(low > 0 for low in lows) <= 3
 
 
 def test_runs_that_took_no_turns_are_shown_and_not_judged() -> None:
@@ -184,7 +177,8 @@ def test_reports_of_other_bundles_are_refused() -> None:
     with pytest.raises(InputError) as caught:
         judge(base, other)
     assert caught.value.message == (
-        "the reports are of different bundles or prompts: target.spec.layers is 2 in the base and 3 in the new one"
+        "the reports are of different bundles or prompts: "
+        "target.spec.layers is 2 in the base and 3 in the new one"
     )
     assert caught.value.hint == (
         "compare reports of the same model, cache and prompts, or make a new base: edgespec bench"
@@ -193,7 +187,7 @@ def test_reports_of_other_bundles_are_refused() -> None:
 
 def test_every_difference_is_named() -> None:
     base = report(9)
-    target, draft = base.bundle.models
+    target, _ = base.bundle.models
     smaller = replace(target, cache=replace(target.cache, budget=8))
     new = replace(
         base,

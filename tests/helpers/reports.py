@@ -65,8 +65,8 @@ def traced(prompt: str) -> Traced:
         {"event": "prompt", "tokens": 4, "time_s": 0.1, "calls": [["target", "prefill", 4, 4, 900.0]]},
         {"event": "round", "tokens": [5], "drafted": 0, "accepted": 0, "calls": []},
         {
-            "event": "round", "tokens": [6, 7], "drafted": 1, "accepted": 1, "drafter": "draft", "stop": "cap",
-            "calls": [["draft", "draft", 2, 2, 30.0], ["target", "verify", 2, 2, 80.0]],
+            "event": "round", "tokens": [6, 7], "drafted": 1, "accepted": 1, "drafter": "draft",
+            "stop": "cap", "calls": [["draft", "draft", 2, 2, 30.0], ["target", "verify", 2, 2, 80.0]],
         },
         {"event": "round", "tokens": [8], "drafted": 0, "accepted": 0, "drafter": "none", "stop": "cost",
          "calls": [["target", "decode", 1, 1, 70.0]]},
