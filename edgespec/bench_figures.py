@@ -19,8 +19,9 @@ class Figures:
 
     `speedup` is plain decode time over speculative decode time of the same prompt in the same round, and
     `speedup_whole` the same with the prompt's time. BE = tokens decoded / verify calls, over all answers;
-    gamma = draft calls / verify calls; MBSU = BE / (1 + c gamma). `acceptance[i]`: of the drafts judged at
-    place i, the share that stood. A spread is None where no answer was long enough.
+    gamma = draft calls / verify calls; MBSU = BE / (1 + c gamma). The VocabTrim paper (arXiv 2506.22694)
+    takes parameters for c, embeddings included: `c_parameters`, `mbsu_parameters`. `acceptance[i]`: of the
+    drafts judged at place i, the share that stood. A spread is None where no answer was long enough.
     """
 
     category: str
@@ -35,6 +36,8 @@ class Figures:
     c: float
     gamma: float
     mbsu: float
+    c_parameters: float
+    mbsu_parameters: float
     acceptance: tuple[float, ...]
 
 
@@ -50,11 +53,25 @@ class Part:
 def figures(report: Report) -> tuple[Figures, ...]:
     """A row for every category, in the suite's order, then one for all prompts."""
     names = dict.fromkeys(s.category for s in report.samples)
-    rows = [_figures(name, [s for s in report.samples if s.category == name]) for name in names]
-    return (*rows, _figures(ALL, report.samples))
+    ratio = c_parameters(report)
+    rows = [_figures(name, [s for s in report.samples if s.category == name], ratio) for name in names]
+    return (*rows, _figures(ALL, report.samples, ratio))
 
 
-def _figures(category: str, samples: Sequence[Sample]) -> Figures:
+def c_parameters(report: Report) -> float:
+    """The draft's parameters over the target's, embedding and head included; 0 without a draft."""
+    found = {}
+    for facts, counted in zip(report.bundle.models, report.counted, strict=True):
+        step = min(counted.steps, key=lambda s: (s.kind == "prefill", s.width))
+        streamed = step.figures["ops_weights"] / (
+            2 * step.width
+        )  # every weight but the embedding's is multiplied once
+        shared = facts.spec.tied and facts.head_rows == facts.spec.vocab
+        found[facts.name] = streamed + (0 if shared else facts.spec.vocab * facts.spec.hidden)
+    return found.get("draft", 0.0) / found["target"]
+
+
+def _figures(category: str, samples: Sequence[Sample], ratio: float) -> Figures:
     plain, ours = by_key(samples, PLAIN), by_key(samples, SPECULATIVE)
     verify = sum(s.verify_calls for s in ours.values())
     be = sum(s.tokens_decoded for s in ours.values() if s.verify_calls) / max(verify, 1)
@@ -74,6 +91,8 @@ def _figures(category: str, samples: Sequence[Sample]) -> Figures:
         c,
         gamma,
         be / (1 + c * gamma),
+        ratio,
+        be / (1 + ratio * gamma),
         acceptance(ours.values()),
     )
 

@@ -52,7 +52,7 @@ def speeds(figure: Any, report: Report) -> bool:
     for i, (name, spreads) in enumerate(pairs):
         bars(axes, i, 2, [s for s in spreads if s], name)
     labelled(axes, [f.category for f in rows], "tokens/s, measured")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return True
 
 
@@ -139,7 +139,7 @@ def devices(figure: Any, report: Report) -> bool:
     axes.set_yticks(range(len(report.predicted)), [p.profile for p in report.predicted])
     axes.invert_yaxis()
     axes.set_xlabel("tokens/s, predicted")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return True
 
 

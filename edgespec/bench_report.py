@@ -61,15 +61,12 @@ class BundleFacts:
 
 @dataclass(frozen=True)
 class CountedStep:
-    """What a call of a step graph reads and computes, but for its cache, whose buffers have `rows` rows."""
+    """What a call of a step graph reads and computes: the fields of the latency model's Step by name."""
 
     kind: str
     width: int
     bucket: int
-    bytes_weights: int
-    numbers_activations: int
-    ops_weights: int
-    rows: int
+    figures: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -101,11 +98,12 @@ class Share:
 @dataclass(frozen=True)
 class Prediction:
     """A device's figures by replay of the traces: speeds over all prompts and by category, the median time
-    to the first token, where the time goes. `plain_tokens_per_s`: the same tokens, one a call. `fits`: the
-    memory is within the device's limits (None: unknown).
+    to the first token, where the time goes. `kind` is the profile's, npu or cpu; `plain_tokens_per_s` of the
+    same tokens, one a call; `fits`: the memory is within the device's limits (None: unknown).
     """
 
     profile: str
+    kind: str
     tokens_per_s: float
     plain_tokens_per_s: float
     time_first_token_s: float

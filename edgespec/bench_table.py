@@ -13,7 +13,7 @@ Grid = list[list[str]]
 LEGEND = (
     "Measured: median [quartiles] (least..most) of n answers. Speed-up: plain decode time over speculative, "
     "paired by prompt and round. BE: tokens a verify call. MBSU = BE / (1 + c gamma), c the draft's bytes a "
-    "call over the target's, gamma draft calls a verify call."
+    "call over the target's, gamma draft calls a verify call; by parameters: those as c, as in VocabTrim."
 )
 
 
@@ -60,9 +60,11 @@ def drafting(report: Report) -> Grid:
         "category",
         "BE",
         "BE by prompt",
-        "c",
         "gamma",
+        "c",
         "MBSU",
+        "c by parameters",
+        "MBSU by parameters",
         *(f"draft {i + 1}" for i in range(places)),
     ]
     return [head, *(_drafting(f, places) for f in found)]
@@ -70,7 +72,8 @@ def drafting(report: Report) -> Grid:
 
 def _drafting(f: Figures, places: int) -> list[str]:
     shares = [f"{share:.0%}" for share in f.acceptance] + ["-"] * (places - len(f.acceptance))
-    numbers = [f"{f.c:.3f}", f"{f.gamma:.2f}", f"{f.mbsu:.2f}"]
+    numbers = [f"{f.gamma:.2f}", f"{f.c:.3f}", f"{f.mbsu:.2f}"]
+    numbers += [f"{f.c_parameters:.3f}", f"{f.mbsu_parameters:.2f}"]
     return [
         f.category,
         f"{f.block_efficiency:.2f}",
@@ -158,6 +161,11 @@ def remarks(report: Report) -> list[str]:
             f"TEXTS DIFFER from plain decoding in {len(different)} prompts: {', '.join(different[:5])}"
         )
     found += report.left_out
+    device = report.bundle.device
+    others = sorted({p.kind for p in report.predicted if p.kind != device})
+    found += [
+        f"predictions for {kind} devices are of this bundle's graphs, made for {device}" for kind in others
+    ]
     busy = max(s.load for s in report.samples)
     if busy > report.environment.cores:
         cores = f"load {busy:.1f} on {report.environment.cores} cores"

@@ -53,12 +53,11 @@ def compare(config: CompareConfig, as_json: bool, progress: Progress) -> int:
     from edgespec.bench_report import read
     from edgespec.gate import Rules
     from edgespec.gate import compare as judge
+    from edgespec.gate_facts import refuse_different
     from edgespec.gate_report import annotations, junit, markdown, table, to_json
 
     base, new = read(config.base), read(config.new)
     rules = Rules(share("fail_over", config.fail_over), share("be_tolerance", config.be_tolerance))
-    from edgespec.gate import refuse_different
-
     refuse_different(base, new)
     verdict = judge(base, new, _replayed(base, new, progress), rules)
     for path, text in ((config.markdown, markdown), (config.junit, junit)):
@@ -79,7 +78,7 @@ def compare(config: CompareConfig, as_json: bool, progress: Progress) -> int:
 
 def _replayed(base: Any, new: Any, progress: Progress) -> list[Any]:
     """The base's traces on both bundles, under the devices that both reports name."""
-    from edgespec.gate import predicted
+    from edgespec.gate_facts import predicted
     from edgespec.predict import predict, works
     from edgespec.profiles import load as profile_of
 

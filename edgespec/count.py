@@ -43,22 +43,23 @@ _BITS = {
 
 @dataclass(frozen=True)
 class GraphCost:
-    """One graph: what a call of it reads (`bytes_weights` without rows that are looked up), takes, and
-    multiplies: operations with weights (two for each weight and row), numbers into and out of those
-    products.
+    """One graph: what a call of it reads (`bytes_weights` without rows that are looked up; `bytes_codes` of
+    them are codes of up to 8 bits), takes, and multiplies: operations with weights (two for each weight and
+    row), numbers into and out of those products.
     """
 
     model: str
     kind: str
     width: int
     bucket: int
-    nodes: int | None
-    ops: dict[str, int] | None
-    bytes_weights: int | None
     bytes_kv: int
     bytes_io: int
-    ops_weights: int | None
-    numbers_activations: int | None
+    nodes: int | None = None
+    ops: dict[str, int] | None = None
+    bytes_weights: int | None = None
+    bytes_codes: int | None = None
+    ops_weights: int | None = None
+    numbers_activations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,26 +141,21 @@ def _count_graph(bundle: Bundle, model: ModelEntry, graph: GraphSpec) -> GraphCo
     appended = _bytes(t for t in graph.outputs if t.name.startswith(("new_keys_", "new_values_")))
     other = _bytes((*graph.inputs, *graph.outputs)) - caches - appended
     read = _read_onnx(bundle.file(graph.file), graph)
-    name, kind, width, bucket = model.name, graph.kind, graph.width, graph.bucket
-    return GraphCost(name, kind, width, bucket, *read[:3], caches, other, *read[3:])
+    sizes = {"bytes_kv": caches, "bytes_io": other, **read}
+    return GraphCost(model.name, graph.kind, graph.width, graph.bucket, **sizes)
 
 
 def _bytes(tensors: Iterable[TensorSpec]) -> int:
     return sum(BYTES_PER_ELEMENT[t.dtype] * math.prod(t.shape) for t in tensors)
 
 
-Read = tuple[int | None, dict[str, int] | None, int | None, int | None, int | None]
-
-
-def _read_onnx(path: Path, spec: GraphSpec) -> Read:
-    """Nodes, operators by type, bytes of weights that a call reads, its operations with weights and the
-    numbers that go into and out of those products; weights stay on disk.
-    """
+def _read_onnx(path: Path, spec: GraphSpec) -> dict[str, Any]:
+    """The fields of a GraphCost that only its file tells, none of them without onnx; weights stay on disk."""
     try:
         import onnx
         from google.protobuf.message import DecodeError
     except ModuleNotFoundError:
-        return None, None, None, None, None
+        return {}
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
@@ -169,14 +165,24 @@ def _read_onnx(path: Path, spec: GraphSpec) -> Read:
     for node in graph.node:
         for i, name in enumerate(node.input):
             uses.setdefault(name, []).append((node, i))
-    read = sum(_read_bytes(tensor, uses.get(tensor.name, []), spec.width) for tensor in graph.initializer)
-    return len(graph.node), dict(sorted(ops.items())), read, *_count_products(graph, spec)
+    read = codes = 0
+    for tensor in graph.initializer:
+        size = _read_bytes(tensor, uses.get(tensor.name, []), spec.width)
+        read += size
+        codes += size if _BITS.get(tensor.data_type, 32) <= 8 else 0
+    products, numbers = _count_products(graph, spec)
+    return {
+        "nodes": len(graph.node),
+        "ops": dict(sorted(ops.items())),
+        "bytes_weights": read,
+        "bytes_codes": codes,
+        "ops_weights": products,
+        "numbers_activations": numbers,
+    }
 
 
 def _read_bytes(tensor: Any, uses: list[Any], width: int) -> int:
-    """Bytes of a stored tensor that a call reads: all, or `width` rows of a table that is only looked
-    up.
-    """
+    """Bytes of a stored tensor that a call reads: of a table that is only looked up, `width` rows."""
     size = math.prod(tensor.dims) * _BITS.get(tensor.data_type, 32) // 8
     if not uses or not all(_looked_up(node, i) for node, i in uses):
         return size if uses else 0

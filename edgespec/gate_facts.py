@@ -10,6 +10,13 @@ from edgespec.bench_report import ModelFacts, Prediction, Report
 from edgespec.errors import InputError
 
 CACHE = ("contract", "budget", "block", "policy", "sinks", "recent", "buckets", "positions")
+LABELS = {
+    "bytes_weights": "weights a call",
+    "rows": "cache rows",
+    "numbers_activations": "activations a call",
+    "ops_weights": "operations a call",
+}
+UNITS = {"bytes": "bytes", "rows": "rows", "numbers": "numbers", "ops": "operations"}
 DEVICE = (
     ("tokens_per_s", "speculative decoding", "tokens/s", "more"),
     ("plain_tokens_per_s", "plain decoding", "tokens/s", "more"),
@@ -108,11 +115,10 @@ def graphs(report: Report) -> dict[str, dict[str, tuple[str, float]]]:
         held = ("bytes_weights", "weights and graphs in memory"), ("bytes_policy", "kept for the policy")
         found[owner] = {what: ("bytes", model.facts[name]) for name, what in held}
         for s in model.steps:
+            figures = {name: value for name, value in s.figures.items() if name != "width"}
             found[f"{owner} {s.kind} {s.width}, budget {s.bucket}"] = {
-                "weights a call": ("bytes", s.bytes_weights),
-                "cache rows": ("rows", s.rows),
-                "activations a call": ("numbers", s.numbers_activations),
-                "operations a call": ("operations", s.ops_weights),
+                LABELS.get(name, name): (UNITS.get(name.split("_")[0], ""), value)
+                for name, value in figures.items()
             }
         for p in model.policy:
             found[f"{owner} {p.kind}, budget {p.bucket}"] = {"numbers a layer": ("numbers", p.numbers)}

@@ -36,6 +36,10 @@ class Times:
         """All of it."""
         return sum(getattr(self, f"{name}_s") for name in RESOURCES)
 
+    def by_resource(self) -> dict[str, float]:
+        """The same as a dict, without the names' unit."""
+        return {name: getattr(self, f"{name}_s") for name in RESOURCES}
+
     def __add__(self, other: Times) -> Times:
         return Times(*(getattr(self, f"{n}_s") + getattr(other, f"{n}_s") for n in RESOURCES))
 
@@ -43,7 +47,9 @@ class Times:
 def call_time(work: Work, profile: Profile) -> Times:
     """What a call takes; InputError where the device does not compute in the call's arithmetic."""
     dispatch = work.dispatches * profile.dispatch_s.value
-    weights = work.bytes_weights / profile.bandwidth_weights_bytes_per_s.value
+    plain = work.bytes_weights - work.bytes_widened
+    weights = plain / profile.bandwidth_weights_bytes_per_s.value
+    weights += work.bytes_widened / profile.bandwidth_widened_bytes_per_s.value
     kv = work.bytes_kv / profile.bandwidth_kv_bytes_per_s.value
     activations = work.bytes_activations / profile.bandwidth_activations_bytes_per_s.value
     compute = work.ops / rate(profile, work.arithmetic) if work.ops else 0.0

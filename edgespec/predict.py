@@ -26,10 +26,7 @@ Works = Mapping[str, ModelWork]
 def counted(work: ModelWork) -> Counted:
     """A model's work as plain data."""
     facts = {name: value for name, value in asdict(work).items() if name not in GRAPHS}
-    steps = tuple(
-        CountedStep(kind, width, bucket, s.bytes_weights, s.numbers_activations, s.ops_weights, s.rows)
-        for (kind, width, bucket), s in sorted(work.steps.items())
-    )
+    steps = tuple(CountedStep(*key, asdict(step)) for key, step in sorted(work.steps.items()))
     policy = tuple(CountedPolicy(*key, numbers) for key, numbers in sorted(work.policy.items()))
     return Counted(facts, steps, policy)
 
@@ -39,17 +36,12 @@ def works(models: Iterable[Counted]) -> dict[str, ModelWork]:
     hints = {name: hint for name, hint in get_type_hints(ModelWork).items() if name not in GRAPHS}
     found = {}
     for model in models:
-        steps = {
-            (s.kind, s.width, s.bucket): Step(
-                s.bytes_weights, s.numbers_activations, s.ops_weights, s.width, s.rows
-            )
-            for s in model.steps
-        }
-        policy = {(p.kind, p.bucket): p.numbers for p in model.policy}
         try:
             facts = {name: from_json(hint, model.facts.get(name), name) for name, hint in hints.items()}
+            steps = {(s.kind, s.width, s.bucket): from_json(Step, s.figures, s.kind) for s in model.steps}
         except BundleError as error:
             raise InputError(f"counted facts of a report: {error.message}", "make the report again") from None
+        policy = {(p.kind, p.bucket): p.numbers for p in model.policy}
         found[facts["name"]] = ModelWork(**facts, steps=steps, policy=policy)
     return found
 
@@ -75,6 +67,7 @@ def _predict(traces: Sequence[tuple[str, Trace]], models: Works, profile: Profil
     names = dict.fromkeys(category for category, _ in runs)
     return Prediction(
         profile.name,
+        profile.kind,
         speed(replays),
         speed(plain),
         median([r.ttft_s for r in replays]),

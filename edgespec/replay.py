@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from edgespec.bundle import Bundle
-from edgespec.latency import RESOURCES, Times, call_time, copy_time, sample_time
+from edgespec.latency import Times, call_time, copy_time, sample_time
 from edgespec.memory import Memory, memory
 from edgespec.profiles import Profile
 from edgespec.spec import STEPS
@@ -20,6 +20,7 @@ from edgespec.work import ModelWork, Work, of_bundle
 
 SCHEMA = "edgespec.replay/1"
 HOST = "host"
+NOTHING = Work(0, 0, 0, 0, 0, "float")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class _Run:
         spent = sum(self._call(call, len(one.tokens)) for call in one.calls)
         rows = max((c.width for c in one.calls if c.kind in ("verify", "decode")), default=1)
         time = sample_time(rows, self.models["target"], self.profile, self.trace.temperature)
-        spent += self._add((HOST, "sampling", 0), time, Work(0, 0, 0, 0, "float"))
+        spent += self._add((HOST, "sampling", 0), time, NOTHING)
         self.history += len(one.tokens)
         if first:
             self.turn_s += spent
@@ -158,7 +159,7 @@ class _Run:
             moved,
             None if joules is None else moved * joules,
             tuple(self.parts[key] for key in sorted(self.parts)),
-            {name: getattr(self.total, f"{name}_s") for name in RESOURCES},
+            self.total.by_resource(),
             memory(self.models, self.profile),
         )
 
@@ -201,7 +202,7 @@ class _Run:
         return self._copy(at.count, model)
 
     def _copy(self, rows: int, model: ModelWork) -> float:
-        return self._add((HOST, "copies", 0), copy_time(rows, model, self.profile), Work(0, 0, 0, 0, "float"))
+        return self._add((HOST, "copies", 0), copy_time(rows, model, self.profile), NOTHING)
 
     def _add(self, key: tuple[str, str, int], time: Times, work: Work) -> float:
         part = self.parts.get(key) or Part(*key, 0, 0.0, 0.0, 0.0, 0.0, 0.0)

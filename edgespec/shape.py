@@ -6,17 +6,17 @@ Letters: L layers, h hidden, H heads, KV key-value heads, d head dimension, f fe
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgespec.errors import InputError
 
-GATED = tuple(
-    "llama mistral qwen2 qwen3 gemma2 gemma3_text phi3 granite smollm3 olmo2 cohere cohere2 hyperclovax glm "
-    "stablelm".split()
+GATED = frozenset(
+    {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "granite", "smollm3", "olmo2"}
+    | {"cohere", "cohere2", "hyperclovax", "glm", "stablelm"}
 )
-UNGATED = ("phi", "nemotron")
+UNGATED = frozenset({"phi", "nemotron"})
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 TIED = ("gemma2", "gemma3_text", "cohere", "cohere2", "smollm3")  # where the file does not say
 HEAD_DIM = {"gemma2": 256, "gemma3_text": 256, "qwen3": 128}
@@ -81,11 +81,19 @@ PRECISIONS: dict[str, Precision] = {
 }
 
 
-def precision(name: str) -> Precision:
-    """The precision of this name, or an InputError that lists them."""
+def precision(name: str, kind: str) -> Precision:
+    """The precision of this name on a device of this kind (npu, cpu), or an InputError that lists them.
+
+    On an NPU the forms that `edgespec export` writes are weights alone: they meet floats, and the head of an
+    int4 bundle is fp16 there.
+    """
     if name not in PRECISIONS:
         raise InputError(f"unknown precision {name!r}", f"use one of: {', '.join(PRECISIONS)}")
-    return PRECISIONS[name]
+    stored = PRECISIONS[name]
+    if kind == "cpu" or stored.bytes_activation is not None:
+        return stored
+    head = "fp16" if stored.linear == "int4" else stored.head
+    return replace(stored, head=head, embedding="fp16", arithmetic="float")
 
 
 def padded(form: str, k: int) -> int:
@@ -115,6 +123,11 @@ def bytes_matrix(form: str, n: int, k: int) -> int:
     return sizes[form]
 
 
+def bytes_codes(form: str, n: int, k: int) -> int:
+    """Of a stored weight's bytes, those that are codes of 4 or 8 bits."""
+    return n * padded(form, k) * {"w4": 4, "w4-g32": 4, "int4": 4, "w8": 8, "int8": 8}.get(form, 0) // 8
+
+
 def read_shape(path: Path | str) -> Shape:
     """The sizes in a config.json, or in the folder that holds one; refused where the model is no plain
     decoder.
@@ -140,9 +153,9 @@ def shape_of(config: Any, where: str) -> Shape:
             hint = "only dense decoders can be estimated: which experts a token reads is not known"
             raise InputError(f"{where}: {family} is a mixture of experts ({name} {config[name]})", hint)
     strange = next((name for name in STRANGE if config.get(name)), None)
-    if family not in GATED + UNGATED or strange:
+    if family not in GATED | UNGATED or strange:
         what = f"{family} with {strange}" if strange else family
-        hint = f"use one of: {', '.join(GATED + UNGATED)}"
+        hint = f"use one of: {', '.join(sorted(GATED | UNGATED))}"
         raise InputError(f"{where}: what {what} reads is not known", hint)
     heads = _size(config, where, "num_attention_heads")
     hidden = _size(config, where, "hidden_size")

@@ -14,7 +14,7 @@ from math import prod
 from edgespec.bundle import Bundle
 from edgespec.count import BundleCost, GraphCost, bytes_policy, count
 from edgespec.errors import BackendError, InputError
-from edgespec.shape import Precision, Shape, bytes_matrix, padded
+from edgespec.shape import Precision, Shape, bytes_codes, bytes_matrix, padded
 from edgespec.spec import STEPS, ModelEntry
 
 ARITHMETIC = {"int4": "int8", "int8": "int8", "fp16": "float", "fp32": "float"}
@@ -22,14 +22,22 @@ ARITHMETIC = {"int4": "int8", "int8": "int8", "fp16": "float", "fp32": "float"}
 
 @dataclass(frozen=True)
 class Work:
-    """One call: bytes it moves, operations it does in an arithmetic, graphs that it starts."""
+    """One call: bytes it moves, operations it does in an arithmetic, graphs that it starts.
+    `bytes_widened` of its weights are codes that the call makes floats of before it multiplies.
+    """
 
     bytes_weights: float
+    bytes_widened: float
     bytes_kv: float
     bytes_activations: float
     ops: float
     arithmetic: str
     dispatches: int = 1
+
+    @property
+    def bytes_moved(self) -> float:
+        """Weights, cache and activations."""
+        return self.bytes_weights + self.bytes_kv + self.bytes_activations
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Step:
     """A step graph: what a call reads but for its cache, whose buffers have `rows` rows."""
 
     bytes_weights: int
+    bytes_codes: int
     numbers_activations: int
     ops_weights: int
     width: int
@@ -98,6 +107,7 @@ class ModelWork:
         attention = 4 * self.layers * self.heads * self.head_dim * width * attended
         return Work(
             step.bytes_weights,
+            step.bytes_codes if self.arithmetic == "float" else 0,
             rows * self.bytes_row(bytes_float),
             step.numbers_activations * (self.bytes_activation or bytes_float),
             step.ops_weights + attention,
@@ -108,7 +118,7 @@ class ModelWork:
         """All layers of a commit, or of an observation of a block; layers with a window need no graph."""
         numbers = self.policy.get((kind, bucket if kind == "observe" else self.budget), 0)
         moved = self.evicting_layers * numbers * bytes_float
-        return Work(0, moved, 0, 0, "float", self.evicting_layers)
+        return Work(0, 0, moved, 0, 0, "float", self.evicting_layers)
 
 
 def of_bundle(bundle: Bundle, cost: BundleCost | None = None) -> dict[str, ModelWork]:
@@ -137,49 +147,53 @@ def _of_entry(bundle: Bundle, model: ModelEntry, cost: BundleCost) -> ModelWork:
 
 
 def _step(read: GraphCost, rows: int) -> Step:
-    if read.bytes_weights is None or read.numbers_activations is None or read.ops_weights is None:
-        raise BackendError(
-            "onnx is not installed, which reads a graph's weights", "pip install 'edgespec[onnx]'"
-        )
-    return Step(read.bytes_weights, read.numbers_activations, read.ops_weights, read.width, rows)
+    weights, codes = read.bytes_weights, read.bytes_codes
+    ops, numbers = read.ops_weights, read.numbers_activations
+    if weights is None or codes is None or ops is None or numbers is None:
+        what = "onnx is not installed, which reads a graph's weights"
+        raise BackendError(what, "pip install 'edgespec[onnx]'")
+    return Step(weights, codes, numbers, ops, read.width, rows)
 
 
 def of_shape(
     shape: Shape,
     stored: Precision,
-    context: int,
     steps: Iterable[tuple[str, int]],
+    budget: int,
+    block: int,
     name: str = "target",
-    block: int = 128,
     head_rows: int = 0,
 ) -> ModelWork:
-    """The work of a model that was not exported: a static cache of `context` rows, these steps.
+    """The work of a model that was not exported: these step graphs over a static cache of budget + block
+    rows.
 
-    `head_rows` 0: the head has a row for every token.
+    `head_rows` 0: the head has a row for every token. A commit is KeyDiff's: it takes a layer's rows and
+    gives those that stay.
     """
     rows = head_rows or shape.vocab
-    linears = tuple(size for size in shape.matrices() for _ in range(shape.layers))
-    stored_bytes = sum(bytes_matrix(stored.linear, n, k) for n, k in linears)
-    head = bytes_matrix(stored.head, rows, shape.hidden)
+    products = [(stored.linear, n, k) for n, k in shape.matrices() for _ in range(shape.layers)]
+    head = (stored.head, rows, shape.hidden)
+    read = sum(bytes_matrix(*size) for size in (*products, head))
     shared = shape.tied and rows == shape.vocab and stored.embedding == stored.head
     table = 0 if shared else bytes_matrix(stored.embedding, shape.vocab, shape.hidden)
-    made = {
-        (kind, width, context): _step_of_shape(shape, stored, kind, width, rows, stored_bytes + head, context)
-        for kind, width in steps
-    }
+    codes = sum(bytes_codes(*size) for size in (*products, head))
+    made = {}
+    for kind, width in steps:
+        ops, numbers = _products(products, head, width, 1 if kind == "prefill" else width)
+        made[kind, width, budget] = Step(read, codes, numbers, ops, width, budget + block)
+    commit = {("commit", budget): 2 * shape.kv_heads * shape.head_dim * (2 * budget + block)}
     return ModelWork(
         name, shape.layers, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, stored.arithmetic,
-        stored.bytes_cached, stored.bytes_activation, False, max(1, context - block), block, (context,),
-        rows, stored_bytes + head + table, 0, made, {},
+        stored.bytes_cached, stored.bytes_activation, False, budget, block, (budget,), rows, read + table, 0,
+        made, commit,
     )  # fmt: skip
 
 
-def _step_of_shape(
-    shape: Shape, stored: Precision, kind: str, width: int, head_rows: int, read: int, context: int
-) -> Step:
-    products = [(n, k, width) for n, k in shape.matrices() for _ in range(shape.layers)]
-    products.append((head_rows, shape.hidden, 1 if kind == "prefill" else width))
-    wide = [(n, padded(stored.linear, k), rows) for n, k, rows in products[:-1]]
-    wide.append((head_rows, padded(stored.head, shape.hidden), products[-1][2]))
-    numbers = sum((n + k) * rows for n, k, rows in wide)
-    return Step(read, numbers, sum(2 * n * k * rows for n, k, rows in wide), width, context)
+def _products(
+    linears: list[tuple[str, int, int]], head: tuple[str, int, int], rows: int, head_rows: int
+) -> tuple[int, int]:
+    """Operations of a call's products, and the numbers into and out of them."""
+    sizes = [(rows, n, padded(form, k)) for form, n, k in linears]
+    form, n, k = head
+    sizes.append((head_rows, n, padded(form, k)))
+    return sum(2 * r * n * k for r, n, k in sizes), sum(r * (n + k) for r, n, k in sizes)

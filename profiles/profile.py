@@ -28,6 +28,7 @@ THIS_MACHINE = "this-machine"
 RANGES: dict[str, tuple[float, float]] = {
     "bandwidth_peak_bytes_per_s": (3e9, 1e12),
     "bandwidth_weights_bytes_per_s": (1e9, 8e11),
+    "bandwidth_widened_bytes_per_s": (5e8, 4e11),
     "bandwidth_kv_bytes_per_s": (3e8, 2.5e11),
     "bandwidth_activations_bytes_per_s": (3e8, 2.5e11),
     "bandwidth_host_bytes_per_s": (5e8, 2e11),
@@ -74,6 +75,7 @@ class Profile:
     operators: str
     bandwidth_peak_bytes_per_s: Figure
     bandwidth_weights_bytes_per_s: Figure
+    bandwidth_widened_bytes_per_s: Figure
     bandwidth_kv_bytes_per_s: Figure
     bandwidth_activations_bytes_per_s: Figure
     bandwidth_host_bytes_per_s: Figure

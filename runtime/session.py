@@ -99,13 +99,15 @@ class Runtime:
         timeout: float = ANSWERS,
         note: Callable[[str], None] | None = None,
         tuned: bool = True,
+        costs: Path | None = None,
     ) -> Runtime:
         """Start the runtime over the bundle in this folder, compiling it first if need be.
 
         `threads` 0: the machine's cores, at most 4. `command`: how to start it instead of the local binary,
         such as an emulator's words; `--bundle PATH` is added. `remote`: start it there, on the copy that
         `edgespec push` made. `note` is told what takes long.
-        `tuned`: use the table of call costs beside the bundle, where there is one of this processor.
+        `tuned`: use the table of call costs beside the bundle, where there is one of this processor. `costs`:
+        another table instead; the file is read before this returns.
         """
         bundle, note = open_bundle(path), note or _to_stderr
         if remote:
@@ -118,7 +120,9 @@ class Runtime:
         start += ["--bundle", str(bundle.path)]
         if threads:
             start += ["--threads", str(threads)]
-        if tuned and not command and (table := table_of(bundle.path)).is_file():
+        if costs:
+            start += ["--table", str(costs)]
+        elif tuned and not command and (table := table_of(bundle.path)).is_file():
             if _is_of(table, cpu()):
                 start += ["--table", str(table)]
             else:

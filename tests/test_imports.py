@@ -58,7 +58,7 @@ TABLE = {
     "config_bench": {"errors", "flags", "config", "suite"},
     "commands_bench": {"errors", "config_bench", "console", "progress"},
     "console": {"errors", "progress"},
-    "commands": {"errors", "config", "console", "progress", "commands_bench"},
+    "commands": {"errors", "config", "console", "progress", "commands_latency", "commands_bench"},
     "cli": {"errors", "flags", "commands", "console", "progress"},
 }
 COMMANDS = ("commands", "commands_bench", "console", "__main__")  # these see everything, inside functions

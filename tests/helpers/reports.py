@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from edgespec.bench_report import (
     PLAIN,
@@ -22,6 +22,7 @@ from edgespec.bench_report import (
     Share,
     Traced,
 )
+from edgespec.work import Step
 from tests.helpers.bundles import cache_spec, model_spec
 
 CATEGORIES = ("writing", "math", "qa")
@@ -34,6 +35,14 @@ def model_facts(name: str) -> ModelFacts:
     return ModelFacts(name, spec, cache_spec(), {"linear": "int8"}, 100, 4000, name[0] * 64)
 
 
+def step(width: int, bytes_weights: int, ops: int) -> dict[str, int]:
+    figures = {name: 0 for name in get_type_hints(Step)}
+    return figures | {
+        "bytes_weights": bytes_weights, "numbers_activations": 50 * width, "ops_weights": ops, "width": width,
+        "rows": 23,
+    }  # fmt: skip
+
+
 def counted(name: str, bytes_weights: int = 1000) -> Counted:
     facts = {
         "name": name, "layers": 2, "evicting_layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8,
@@ -41,9 +50,8 @@ def counted(name: str, bytes_weights: int = 1000) -> Counted:
         "block": 4, "buckets": [16], "head_rows": 100, "bytes_weights": 4000, "bytes_policy": 0,
     }  # fmt: skip
     kinds = [("decode", 1), ("prefill", 4), ("verify", 2)] if name == "target" else [("draft", 2)]
-    steps = tuple(
-        CountedStep(kind, width, 16, bytes_weights, 50 * width, 90 * width, 23) for kind, width in kinds
-    )
+    ops = 90 if name == "target" else 30
+    steps = tuple(CountedStep(k, w, 16, step(w, bytes_weights, ops * w)) for k, w in kinds)
     return Counted(facts, steps, (CountedPolicy("commit", 16, 64),))
 
 
@@ -77,7 +85,9 @@ def traced(prompt: str) -> Traced:
 def prediction(profile: str, speed: float = 30.0) -> Prediction:
     shares = (Share("target verify", 2.0), Share("draft draft", 1.0))
     categories = {name: speed for name in CATEGORIES}
-    return Prediction(profile, speed, speed / 1.5, 0.2, 5e8, True, None, "this profile", categories, shares)
+    return Prediction(
+        profile, "npu", speed, speed / 1.5, 0.2, 5e8, True, None, "this profile", categories, shares
+    )
 
 
 def report(
