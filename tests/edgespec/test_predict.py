@@ -63,9 +63,9 @@ def test_plain_decoding_is_one_narrow_call_a_token() -> None:
 
 
 def test_a_graph_with_more_bytes_is_slower_on_the_same_traces() -> None:
-    heavy = replace(WORKS["target"], steps={
-        key: replace(step, bytes_weights=step.bytes_weights * 10**6) for key, step in WORKS["target"].steps.items()
-    })  # fmt: skip
+    target = WORKS["target"]
+    steps = {k: replace(s, bytes_weights=s.bytes_weights * 10**6) for k, s in target.steps.items()}
+    heavy = replace(target, steps=steps)
     (light,) = predict(REPORT.traces, WORKS, [PHONE])
     (slow,) = predict(REPORT.traces, {**WORKS, "target": heavy}, [PHONE])
     assert slow.tokens_per_s < light.tokens_per_s and slow.time_first_token_s > light.time_first_token_s
