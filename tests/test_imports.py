@@ -39,14 +39,24 @@ TABLE = {
     "work": {"errors", "spec", "bundle", "count", "shape"},
     "latency": {"errors", "profiles", "work"},
     "memory": {"profiles", "work"},
+    "estimate": {"errors", "profiles", "work", "latency", "memory"},
+    "search": {"errors", "profiles", "shape", "work", "estimate"},
+    "published": {"profiles", "shape", "work", "latency"},
+    "fit": {"errors", "profiles", "work", "latency", "published"},
+    "table": {"bundle", "profiles", "work", "latency"},
+    "measure": {"bundle", "profiles", "progress", "work", "trace", "replay", "fit"},
+    "validation": {"profiles", "shape", "work", "latency", "published", "fit", "replay", "measure"},
+    "latency_report": {"estimate", "fit", "memory", "profiles", "replay", "search"},
+    "config_latency": {"errors", "flags"},
     "replay": {"errors", "spec", "trace", "bundle", "profiles", "work", "latency", "memory"},
     "report": {"errors", "spec", "count", "latency"},
     "gate": {"errors", "report"},
     "console": {"errors", "progress"},
-    "commands": {"errors", "config", "console", "progress"},
+    "commands": {"errors", "config", "console", "progress", "commands_latency"},
+    "commands_latency": {"errors", "config_latency", "console", "progress"},
     "cli": {"errors", "flags", "commands", "console", "progress"},
 }
-COMMANDS = ("commands", "console", "__main__")  # these see everything, inside functions
+COMMANDS = ("commands", "commands_latency", "console", "__main__")  # these see everything, inside functions
 # What a folder may import beside itself, at any depth.
 FOLDERS = {
     "exporters": {"errors", "spec", "policy", "bundle", "config", "flags", "progress", "profiles", "prompts"},
