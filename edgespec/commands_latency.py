@@ -77,7 +77,8 @@ def _shape_models(config: EstimateConfig, kind: str) -> dict[str, Any]:
     block = min(PREFILL, max(1, config.context // 2))
     budget = max(1, config.context - block)
     steps = [("prefill", block), ("decode", 1), ("verify", config.width)]
-    models = {"target": of_shape(read_shape(config.model), stored, steps, budget, block)}
+    appends = kind == "cpu"
+    models = {"target": of_shape(read_shape(config.model), stored, steps, budget, block, appends=appends)}
     if config.draft:
         drafts = [("prefill", block), ("draft", 2)]
         shape, rows = read_shape(config.draft), config.draft_rows
@@ -85,7 +86,7 @@ def _shape_models(config: EstimateConfig, kind: str) -> dict[str, Any]:
             raise InputError(
                 f"draft_rows {rows} are more than the vocabulary of {shape.vocab}", "use fewer --draft-rows"
             )
-        models["draft"] = of_shape(shape, stored, drafts, budget, block, "draft", rows)
+        models["draft"] = of_shape(shape, stored, drafts, budget, block, "draft", rows, appends)
     return models
 
 

@@ -21,6 +21,7 @@ from edgespec.policy import carries
 from edgespec.spec import BYTES_PER_ELEMENT, GraphSpec, ModelEntry, TensorSpec
 
 LOOKUPS = ("Gather", "GatherBlockQuantized")
+ANGLES = {("GroupQueryAttention", 7), ("GroupQueryAttention", 8)}  # tables of cosines and sines
 PRODUCTS = ("MatMul", "MatMulIntegerToFloat", "MatMulNBits")
 _BITS = {
     1: 32,
@@ -193,25 +194,29 @@ def _read_bytes(tensor: Any, uses: list[Any], width: int) -> int:
 
 def _looked_up(node: Any, i: int) -> bool:
     """True for a table of which a call reads only its own rows (a table's scales and zero points too)."""
-    return node.op_type in LOOKUPS and i != 1
+    return (node.op_type in LOOKUPS and i != 1) or (node.op_type, i) in ANGLES
 
 
 def _count_products(graph: Any, spec: GraphSpec) -> tuple[int, int]:
     """Operations of a step graph's products with stored weights, and the numbers into and out of them.
 
-    Every product has the call's rows, but for a prefill's last, the head, which has one.
+    Every product has the call's rows, but for a prefill's last, the head, which has one. What several
+    products take (q, k and v) goes in once.
     """
     sizes = {t.name: tuple(t.dims) for t in graph.initializer if len(t.dims) > 1}
     casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
     products = []
     for node in graph.node:
         if node.op_type in PRODUCTS and (size := _weight_of(node, sizes, casts)):
-            products.append(size)
-    rows = [spec.width] * len(products)
-    if rows and spec.kind == "prefill":
-        rows[-1] = 1
-    pairs = list(zip(rows, products, strict=True))
-    return sum(2 * r * k * n for r, (k, n) in pairs), sum(r * (k + n) for r, (k, n) in pairs)
+            products.append((node.input[0], *size))
+    ops = numbers = 0
+    seen: set[str] = set()
+    for place, (given, k, n) in enumerate(products, 1):
+        rows = 1 if spec.kind == "prefill" and place == len(products) else spec.width
+        ops += 2 * rows * k * n
+        numbers += rows * (n + (0 if given in seen else k))
+        seen.add(given)
+    return ops, numbers
 
 
 def _weight_of(node: Any, sizes: dict[str, tuple[int, ...]], casts: dict[str, str]) -> tuple[int, int] | None:

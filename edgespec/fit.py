@@ -20,7 +20,7 @@ such: maximum a posteriori in the logarithms (so all are positive), with errors 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import exp, log
 from statistics import median
 from typing import Any
@@ -181,7 +181,7 @@ def _with(profile: Profile, priors: Priors, x: np.ndarray) -> Profile:
     for (name, (of, share, _)), shift in zip(priors.items(), x, strict=True):
         base = profile.value(of) if of else 1.0
         assert base is not None
-        profile = replace(profile, **{name: Figure(base * share * exp(shift), "", "", "fit")})
+        profile = profile.with_figure(name, Figure(base * share * exp(shift), "", "", "fit"))
     return profile
 
 
@@ -189,5 +189,5 @@ def _named(profile: Profile, figures: Sequence[Fitted], text: str, date: str, ba
     """The fitted figures with their source; one that no sample tells is an estimate."""
     for figure in figures:
         told = (text, date, basis) if figure.identified else (UNTOLD, date, "estimate")
-        profile = replace(profile, **{figure.name: Figure(figure.value, *told)})
+        profile = profile.with_figure(figure.name, Figure(figure.value, *told))
     return profile

@@ -127,7 +127,7 @@ def search_table(found: Iterable[Found]) -> str:
         for f in found
     ]
     heads = ("precision", "budget", "block", "width", "draft rows", "BE", "tok/s", "ttft ms", "memory MB", "")
-    return table(heads, rows) + "\n"
+    return table(heads, rows) + "\n* nothing beats it in speed and memory; ! more than the device's limit\n"
 
 
 def profile_list(profiles: Iterable[Profile]) -> str:

@@ -61,15 +61,18 @@ def rows() -> tuple[Row, ...]:
     """Every published figure of plain decoding and of prefill."""
     found: list[Row] = []
     for item in _data()["row"]:
-        words = [item[name] for name in ("source", "model", "precision", "device", "context")]
-        previous, held_out = item.get("previous_tokens_per_s"), item.get("held_out", "")
-        earlier = 1 / previous if previous else None
-        found.append(Row(*words, "decode", 1 / item["tokens_per_s"], earlier, held_out))
+        previous = item.get("previous_tokens_per_s")
+        found.append(_row(item, "decode", 1 / item["tokens_per_s"], 1 / previous if previous else None))
         if "ttft_ms" in item:
-            found.append(Row(*words, "prefill", item["ttft_ms"] / 1e3, None, held_out))
+            found.append(_row(item, "prefill", item["ttft_ms"] / 1e3))
         elif "prefill_tokens_per_s" in item:
-            found.append(Row(*words, "prefill", PASS / item["prefill_tokens_per_s"], None, held_out))
+            found.append(_row(item, "prefill", PASS / item["prefill_tokens_per_s"]))
     return tuple(found)
+
+
+def _row(item: dict[str, Any], kind: str, time_s: float, previous_s: float | None = None) -> Row:
+    words = {name: item[name] for name in ("source", "model", "precision", "device", "context")}
+    return Row(**words, kind=kind, time_s=time_s, previous_s=previous_s, held_out=item.get("held_out", ""))
 
 
 def speculative_rows() -> tuple[SpeculativeRow, ...]:
@@ -84,8 +87,8 @@ def speculative_rows() -> tuple[SpeculativeRow, ...]:
 
 def shape(model: str) -> Shape:
     """A published model's sizes."""
-    *sizes, tied = _data()["model"][model]
-    return Shape("llama", *sizes, tied=tied)
+    sizes: list[Any] = _data()["model"][model]
+    return Shape("llama", *sizes)
 
 
 def source(name: str) -> tuple[str, str]:

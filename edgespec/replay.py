@@ -76,13 +76,12 @@ def replay(trace: Trace, profile: Profile, bundle: Bundle) -> Replay:
 
 def replay_work(trace: Trace, profile: Profile, models: Mapping[str, ModelWork]) -> Replay:
     """The same over models that are counted already."""
-    run = _Run(trace, profile, models)
-    for turn in trace.turns:
-        run.prompt(turn.tokens_prompt, turn.calls)
-        for number, one in enumerate(turn.rounds):
-            run.round(one, first=number == 0 and not one.calls)
-        run.end_of_turn()
-    return run.result()
+    return _Run(trace, profile, models).all().result()
+
+
+def walk(trace: Trace, profile: Profile, models: Mapping[str, ModelWork]) -> tuple[tuple[Call, Work], ...]:
+    """Every call of the trace beside what it moves and computes there."""
+    return tuple(_Run(trace, profile, models).all().works)
 
 
 @dataclass
@@ -104,6 +103,16 @@ class _Run:
         self.parts: dict[tuple[str, str, int], Part] = {}
         self.total, self.turn_s, self.decode_s, self.prompts = Times(), 0.0, 0.0, list[float]()
         self.history = self.answered = 0
+        self.works: list[tuple[Call, Work]] = []
+
+    def all(self) -> _Run:
+        """Itself, after every turn of the trace."""
+        for turn in self.trace.turns:
+            self.prompt(turn.tokens_prompt, turn.calls)
+            for number, one in enumerate(turn.rounds):
+                self.round(one, first=number == 0 and not one.calls)
+            self.end_of_turn()
+        return self
 
     def prompt(self, tokens: int, calls: tuple[Call, ...]) -> None:
         """A request's prompt; its first token is chosen in the round without calls that follows."""
@@ -171,6 +180,7 @@ class _Run:
         key = (call.model, call.kind, call.width)
         if call.kind not in STEPS:
             work = model.policy_call(call.kind, at.bucket, self.float)
+            self.works.append((call, work))
             spent = self._add(key, call_time(work, self.profile), work)
             if call.kind == "commit":
                 spent += self._copy(model.budget, model)
@@ -178,6 +188,7 @@ class _Run:
             return spent
         spent = self._fit(model, at, call.rows)
         work = model.call(call.kind, call.width, at.bucket, at.count, self.float)
+        self.works.append((call, work))
         spent += self._add(key, call_time(work, self.profile), work)
         verified = emitted if call.model == "target" else None
         kept = call.rows if verified is None else min(verified, call.rows)

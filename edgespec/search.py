@@ -112,12 +112,13 @@ def evaluate(question: Question, batch: Sequence[Setting]) -> list[Found]:
 def _evaluate(q: Question, s: Setting) -> Found:
     stored = precision(s.precision, q.profile.kind)
     steps = [("prefill", s.block), ("decode", 1), ("verify", s.width)]
-    models = {"target": of_shape(q.target, stored, steps, s.budget, s.block)}
+    appends = q.profile.kind == "cpu"
+    models = {"target": of_shape(q.target, stored, steps, s.budget, s.block, appends=appends)}
     chance = q.acceptance
     if q.draft and s.width > 1:
         chance *= coverage(s.draft_rows, q.draft.vocab)
         drafts = [("prefill", s.block), ("draft", 2)]
-        models["draft"] = of_shape(q.draft, stored, drafts, s.budget, s.block, "draft", s.draft_rows)
+        models["draft"] = of_shape(q.draft, stored, drafts, s.budget, s.block, "draft", s.draft_rows, appends)
     be = block_efficiency(chance, s.width)
     said = estimate(models, q.profile, s.precision, q.context, q.prompt, s.width, be)
     held = said.memory

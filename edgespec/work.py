@@ -163,12 +163,13 @@ def of_shape(
     block: int,
     name: str = "target",
     head_rows: int = 0,
+    appends: bool = False,
 ) -> ModelWork:
     """The work of a model that was not exported: these step graphs over a static cache of budget + block
-    rows.
+    rows, or, where calls append, over buffers that hold a call's rows besides and are read as far as filled.
 
-    `head_rows` 0: the head has a row for every token. A commit is KeyDiff's: it takes a layer's rows and
-    gives those that stay.
+    `head_rows` 0: the head has a row for every token. A commit is KeyDiff's: it takes a layer's keys and
+    gives the places of those that stay; under a static cache it takes and gives the rows themselves.
     """
     rows = head_rows or shape.vocab
     products = [(stored.linear, n, k) for n, k in shape.matrices() for _ in range(shape.layers)]
@@ -177,15 +178,18 @@ def of_shape(
     shared = shape.tied and rows == shape.vocab and stored.embedding == stored.head
     table = 0 if shared else bytes_matrix(stored.embedding, shape.vocab, shape.hidden)
     codes = sum(bytes_codes(*size) for size in (*products, head))
-    made = {}
+    steps, made = tuple(steps), {}
+    slots = budget + block + (max(width for _, width in steps) - 1 if appends else 0)
     for kind, width in steps:
         ops, numbers = _products(products, head, width, 1 if kind == "prefill" else width)
-        made[kind, width, budget] = Step(read, codes, numbers, ops, width, budget + block)
-    commit = {("commit", budget): 2 * shape.kv_heads * shape.head_dim * (2 * budget + block)}
+        made[kind, width, budget] = Step(read, codes, numbers, ops, width, slots)
+    row = shape.kv_heads * shape.head_dim
+    taken = row * slots + shape.kv_heads * budget if appends else 2 * row * (2 * budget + block)
+    commit = {("commit", budget): taken}
     return ModelWork(
         name, shape.layers, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, stored.arithmetic,
-        stored.bytes_cached, stored.bytes_activation, False, budget, block, (budget,), rows, read + table, 0,
-        made, commit,
+        stored.bytes_cached, stored.bytes_activation, appends, budget, block, (budget,), rows, read + table,
+        0, made, commit,
     )  # fmt: skip
 
 

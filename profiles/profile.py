@@ -12,7 +12,7 @@ import json
 import math
 import os
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -99,6 +99,10 @@ class Profile:
         """A figure's value, None where it is unknown."""
         figure = getattr(self, name)
         return None if figure is None else figure.value
+
+    def with_figure(self, name: str, figure: Figure) -> Profile:
+        """The same with another figure of this name."""
+        return replace(self, **{name: figure})  # type: ignore[arg-type]
 
     def precisions(self) -> tuple[str, ...]:
         """The arithmetics that the device has a rate for: int8, int16, float."""

@@ -39,6 +39,15 @@ TABLE = {
     "work": {"errors", "spec", "bundle", "count", "shape"},
     "latency": {"errors", "profiles", "work"},
     "memory": {"profiles", "work"},
+    "estimate": {"errors", "profiles", "work", "latency", "memory"},
+    "search": {"errors", "profiles", "shape", "work", "estimate"},
+    "published": {"profiles", "shape", "work", "latency"},
+    "fit": {"errors", "profiles", "work", "latency", "published"},
+    "table": {"bundle", "profiles", "work", "latency"},
+    "measure": {"bundle", "profiles", "progress", "work", "trace", "replay", "fit"},
+    "validation": {"profiles", "shape", "work", "latency", "published", "fit", "replay", "measure"},
+    "latency_report": {"estimate", "fit", "memory", "profiles", "replay", "search"},
+    "config_latency": {"errors", "flags"},
     "replay": {"errors", "spec", "trace", "bundle", "profiles", "work", "latency", "memory"},
     "report": {"errors", "spec", "count", "latency"},
     "samples": set(),
@@ -52,6 +61,7 @@ TABLE = {
     "bench_plots": {"samples", "bench_report", "bench_figures"},
     "bench_page": {"bench_report", "bench_table", "bench_plots"},
     "predict": {"errors", "spec", "trace", "profiles", "work", "replay", "samples", "bench_report"},
+    "baseline": {"bench_report", "predict", "profiles", "work"},
     "gate_facts": {"errors", "bench_report", "bench_figures"},
     "gate": {"samples", "bench_report", "bench_figures", "gate_facts"},
     "gate_report": {"gate"},
@@ -59,9 +69,11 @@ TABLE = {
     "commands_bench": {"errors", "config_bench", "console", "progress"},
     "console": {"errors", "progress"},
     "commands": {"errors", "config", "console", "progress", "commands_latency", "commands_bench"},
+    "commands_latency": {"errors", "config_latency", "console", "progress"},
     "cli": {"errors", "flags", "commands", "console", "progress"},
 }
-COMMANDS = ("commands", "commands_bench", "console", "__main__")  # these see everything, inside functions
+# These see everything, inside functions.
+COMMANDS = ("commands", "commands_latency", "commands_bench", "console", "__main__")
 # What a folder may import beside itself, at any depth.
 FOLDERS = {
     "exporters": {"errors", "spec", "policy", "bundle", "config", "flags", "progress", "profiles", "prompts"},
