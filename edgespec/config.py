@@ -226,6 +226,7 @@ class GenerateConfig(_Answering):
     stats: bool = flag("print what it took on stderr", False)
     trace: str | None = flag("file for a JSON line about every prompt and round", None)
     raw: bool = flag("continue the prompt as plain text, without the chat template", False)
+    profile: str = flag("let the cost rule decide by this device's predicted call costs", "")
 
     def check(self) -> GenerateConfig:
         """Itself, or an InputError for the first value that cannot work."""
@@ -234,6 +235,8 @@ class GenerateConfig(_Answering):
         super().check()
         between("min_p", self.min_p, 0, 1)
         between("draft_tokens", self.draft_tokens, 0, 2**20)
+        if self.profile and self.via:
+            raise InputError("a device reached by --via has its own call costs", "leave --profile out")
         if self.trace is not None and not os.path.isdir(os.path.dirname(os.path.abspath(self.trace))):
             raise InputError(
                 f"trace {self.trace!r} is in no folder", "give --trace a file in an existing one"

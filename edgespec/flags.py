@@ -50,6 +50,7 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any) -> None:
             int: "N",
             int | None: "N",
             float: "X",
+            float | None: "X",
             tuple[int, ...]: "N,N,...",
             tuple[str, ...]: "NAME,...",
         }
@@ -92,7 +93,12 @@ def from_values(kind: type, values: dict[str, Any]) -> Any:
 def _parser_of(hint: Any) -> Any:
     if hint in (int, float):
         return hint
-    return {int | None: int, tuple[int, ...]: _int_list, tuple[str, ...]: _word_list}.get(hint, str)
+    return {
+        int | None: int,
+        float | None: float,
+        tuple[int, ...]: _int_list,
+        tuple[str, ...]: _word_list,
+    }.get(hint, str)
 
 
 def _word_list(text: str) -> tuple[str, ...]:
