@@ -72,6 +72,7 @@ def train_draft(config: DraftTrainConfig, progress: Any) -> dict[str, Any]:
         measure=config.measure, patience=config.patience,
     )  # fmt: skip
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    note = progress.note if accelerator.is_main_process else lambda _: None
     with progress.stage("training") as advance:
         state = train(
             model,
@@ -82,7 +83,7 @@ def train_draft(config: DraftTrainConfig, progress: Any) -> dict[str, Any]:
             training,
             accelerator,
             advance,
-            progress.note,
+            note,
         )
     if accelerator.is_main_process:
         facts = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,23 @@ def test_it_is_exported_checked_and_changes_no_text(made: Path, capsys: pytest.C
             )
             texts.append(session.tokens)
         assert texts[0] == texts[1] and answer.stats["tokens_accepted"] > 0
+
+
+def test_two_processes_train_one_draft(made: Path, tmp_path: Path) -> None:
+    """`accelerate launch` with gloo: each takes every other text of a step, and one of them writes."""
+    launch = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    train = "-m edgespec draft train --layers 0,1 --steps 4 --measure 2 --tokens 300 -q"
+    places = [str(made / "target"), "--samples", str(made / "samples"), "-o", str(tmp_path / "two")]
+    done = subprocess.run(
+        [sys.executable, *launch.split(), *train.split(), *places],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    curve = [json.loads(x) for x in (tmp_path / "two" / "training" / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in curve] == [2, 4]
+    assert open_draft(str(tmp_path / "two"), open_checkpoint(str(made / "target"))).source == "two"
 
 
 def test_a_training_goes_on_and_a_draft_goes_further(made: Path, tmp_path: Path) -> None:
