@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from edgespec.bench_report import PLAIN, SPECULATIVE, Report, Sample
+from edgespec.bench_report import PLAIN, SPECULATIVE, Counted, ModelFacts, Report, Sample
 from edgespec.samples import Spread, spread
 
 ALL = "all"
@@ -53,15 +53,15 @@ class Part:
 def figures(report: Report) -> tuple[Figures, ...]:
     """A row for every category, in the suite's order, then one for all prompts."""
     names = dict.fromkeys(s.category for s in report.samples)
-    ratio = c_parameters(report)
-    rows = [_figures(name, [s for s in report.samples if s.category == name], ratio) for name in names]
-    return (*rows, _figures(ALL, report.samples, ratio))
+    ratio = c_parameters(report.bundle.models, report.counted)
+    rows = [figures_of(name, [s for s in report.samples if s.category == name], ratio) for name in names]
+    return (*rows, figures_of(ALL, report.samples, ratio))
 
 
-def c_parameters(report: Report) -> float:
+def c_parameters(models: Sequence[ModelFacts], work: Sequence[Counted]) -> float:
     """The draft's parameters over the target's, embedding and head included; 0 without a draft."""
     found = {}
-    for facts, counted in zip(report.bundle.models, report.counted, strict=True):
+    for facts, counted in zip(models, work, strict=True):
         step = min(counted.steps, key=lambda s: (s.kind == "prefill", s.width))
         streamed = step.figures["ops_weights"] / (
             2 * step.width
@@ -71,7 +71,8 @@ def c_parameters(report: Report) -> float:
     return found.get("draft", 0.0) / found["target"]
 
 
-def _figures(category: str, samples: Sequence[Sample], ratio: float) -> Figures:
+def figures_of(category: str, samples: Sequence[Sample], ratio: float) -> Figures:
+    """The figures of plain and speculative samples together; `ratio` is c by parameters."""
     plain, ours = by_key(samples, PLAIN), by_key(samples, SPECULATIVE)
     verify = sum(s.verify_calls for s in ours.values())
     be = sum(s.tokens_decoded for s in ours.values() if s.verify_calls) / max(verify, 1)

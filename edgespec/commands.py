@@ -165,8 +165,10 @@ def tune(config: TuneConfig, as_json: bool, progress: Progress) -> int:
 
 
 def eval(config: EvalConfig, as_json: bool, progress: Progress) -> int:
-    """Measure what each eviction policy costs in quality, against the un-evicted model; ends with advice."""
+    """Measure what each eviction policy costs in quality, or how good the drafts are; ends with advice."""
     config.check()
+    if config.speculation:
+        return commands_bench.speculation(config, as_json, progress)
     from pathlib import Path
 
     bundle = verified(config.bundle, progress)

@@ -294,7 +294,7 @@ class TuneConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """`edgespec eval`: whose policies to evaluate, on what, and where the results go."""
+    """`edgespec eval`: whose policies, or drafts, to evaluate, on what, and where the results go."""
 
     bundle: str = flag("folder of the bundle", positional=True)
     output: str = flag("folder of the results; a run that was stopped goes on there", short="-o")
@@ -309,9 +309,32 @@ class EvalConfig:
     recent: int | None = flag("newest rows that are never evicted (default: the bundle's)", None)
     text: str | None = flag("text file for contexts and perplexity (default: the shipped WikiText-2)", None)
     threads: int = flag(THREADS, 0)
+    speculation: bool = flag("evaluate drafts instead, on the shipped part of Spec-Bench", False)
+    prompts: str | None = flag("with --speculation: file of prompts instead of Spec-Bench's", None)
+    limit: int = flag("with --speculation: most prompts, balanced over their categories; 0: all", 0)
+    tokens: int = flag("with --speculation: most tokens of one answer", 128)
+    temperatures: tuple[str, ...] = flag(
+        "with --speculation: of the sampling; 0 is greedy", ("0", "0.7", "1")
+    )
+
+    @property
+    def heats(self) -> tuple[float, ...]:
+        """The temperatures as numbers."""
+        return tuple(float(t) for t in self.temperatures)
 
     def check(self) -> EvalConfig:
         """Itself, or an InputError for the first value that cannot work without looking at the bundle."""
+        check_file("prompts", self.prompts)
+        between("limit", self.limit, 0, 2**20)
+        between("tokens", self.tokens, 2, 2**20)
+        try:
+            heats = self.heats
+        except ValueError:
+            heats = ()
+        if not heats or len(set(heats)) < len(heats) or not all(0 <= t <= 100 for t in heats):
+            given = ",".join(self.temperatures)
+            hint = "use --temperatures 0,0.7,1"
+            raise InputError(f"temperatures {given} are no numbers from 0 to 100, each once", hint)
         if "none" in self.policies:
             raise InputError(
                 "policy 'none' is what the others are compared with, and always runs",

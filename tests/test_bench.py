@@ -223,3 +223,40 @@ def test_prompts_that_do_not_fit_are_left_out(
     assert main([*words, "-o", str(tmp_path / "y.json"), "-q"]) == 2
     assert "error: no prompt could be answered: long/1 is left out" in capsys.readouterr().err
     assert not (tmp_path / "y.json").exists()
+
+
+def test_eval_of_drafts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A draft that is its target is always right: every rule of one length emits what it can."""
+    words = ["eval", str(folder / "b.bundle"), "--speculation", "--prompts", str(folder / "prompts.jsonl")]
+    words += ["--tokens", "13", "--threads", "1", "-q", "--temperatures", "0,1", "-o", str(tmp_path / "out")]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = {(r["drafter"], r["stop_rule"], r["draft_tokens"], r["temperature"], r["category"]): r
+            for r in told["rows"]}  # fmt: skip
+    assert {key[:3] for key in rows} == {
+        ("ngram", "cost", 0), ("both", "cost", 0), ("draft", "cost", 0), ("draft", "adaedl", 0),
+        ("draft", "confidence", 0), *(("draft", "fixed", n) for n in (1, 2, 4, 7)),
+    }  # fmt: skip
+    assert {key[3:] for key in rows} == {(t, c) for t in (0.0, 1.0) for c in ("all", "x", "y")}
+    for n in (1, 2, 4):
+        row = rows["draft", "fixed", n, 0.0, "all"]
+        assert row["acceptance"][0] > 0.9 and n <= row["block_efficiency"] <= n + 1
+        assert row["mbsu"] == pytest.approx(row["block_efficiency"] / (1 + row["c"] * row["gamma"]))
+    assert all(row["texts_different"] == 0 for row in rows.values())
+    before = (tmp_path / "out" / "speculation.jsonl").read_text()
+    assert main(words) == 0  # nothing is left to answer; the table from the record
+    assert (tmp_path / "out" / "speculation.jsonl").read_text() == before
+    text = capsys.readouterr().out
+    assert (
+        "greedy texts that differ from plain decoding's: 0" in text and "draft cost at 0, by category" in text
+    )
+    saved = json.loads((tmp_path / "out" / "speculation.json").read_text())
+    assert saved["rows"] == told["rows"] and saved["schema"] == "edgespec.speculation/1"
+
+
+@pytest.mark.parametrize("given", ["0,0", "hot", "-1", "nan"])
+def test_temperatures_that_are_none(folder: Path, capsys: pytest.CaptureFixture[str], given: str) -> None:
+    words = ["eval", str(folder / "b.bundle"), "--speculation", f"--temperatures={given}"]
+    assert main([*words, "-o", str(folder / "no"), "-q"]) == 2
+    assert f"temperatures {given} are no numbers from 0 to 100" in capsys.readouterr().err
+    assert not (folder / "no").exists()
