@@ -79,7 +79,7 @@ def compare(config: CompareConfig, as_json: bool, progress: Progress) -> int:
 
 
 def speculation(config: EvalConfig, as_json: bool, progress: Progress) -> int:
-    """`edgespec eval --speculation`: all drafters, stop rules, temperatures; exit 1 if a greedy text changed."""
+    """`edgespec eval --speculation`: all drafters and stop rules; exit 1 if a greedy text changed."""
     from edgespec.bench_figures import ALL, c_parameters
     from edgespec.bench_report import bundle_facts
     from edgespec.predict import counted
