@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgespec.errors import BackendError
+from edgespec.runtime.build import binary
+from edgespec.runtime.process import Process
 from edgespec.runtime.session import Runtime, Session, Settings
 
 # The draft of a two-layer model is the model itself: what its head holds is accepted, nearly always.
@@ -113,3 +117,37 @@ def test_what_is_counted(opened: Callable[..., Runtime]) -> None:
     lacked = {t for t in session.tokens[: len(session.tokens) - 1] if t not in own}
     assert looked_up and all(call[:3] == ["draft", "context", 4] for call in looked_up)
     assert 2 <= sum(call[3] for call in looked_up) <= len(lacked)
+
+
+EDITS: list[Callable[[dict[str, Any], dict[str, Any]], Any]] = [
+    lambda draft, target: draft.update(context_rows=17),
+    lambda draft, target: draft.update(context_rows=0),
+    lambda draft, target: draft.update(context_rows=10**6),
+    lambda draft, target: draft["graphs"].pop(),
+    lambda draft, target: draft["graphs"].append({**draft["graphs"][-1]}),
+    lambda draft, target: draft["graphs"][-1].update(width=8),
+    lambda draft, target: draft["graphs"][-1]["outputs"][0].update(shape=[1, 4, 10**5]),
+    lambda draft, target: draft["graphs"][-1]["inputs"][0].update(dtype="float32"),
+    lambda draft, target: draft["spec"].update(hidden=128),
+    lambda draft, target: target["spec"].update(hidden=128),
+    lambda draft, target: target.update(context_rows=3),
+    lambda draft, target: [
+        t.update(shape=[1, 16]) for g in draft["graphs"] for t in g["inputs"] if t["name"] == "context"
+    ],
+    lambda draft, target: [
+        t.update(shape=[1]) for g in draft["graphs"] for t in g["inputs"] if t["name"] == "context_ids"
+    ],
+]
+
+
+def test_manifests_that_make_no_sense(opened: Callable[..., Runtime], tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(opened(**SMALL, context_rows=16).bundle.path, folder)
+    whole = (folder / "manifest.json").read_text()
+    for edit in EDITS:
+        data = json.loads(whole)
+        draft, target = (next(m for m in data["models"] if m["name"] == n) for n in ("draft", "target"))
+        edit(draft, target)
+        (folder / "manifest.json").write_text(json.dumps(data))
+        with pytest.raises(BackendError, match=r"context rows make no sense|context has the wrong shape"):
+            Process([str(binary(print)), "--bundle", str(folder)])
