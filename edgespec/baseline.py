@@ -11,8 +11,6 @@ from edgespec.predict import counted, predict
 from edgespec.profiles import load
 from edgespec.work import ModelWork
 
-TIMES = ("time_first_token_s", "time_decode_s", "time_graphs_s", "load")
-
 
 def without_times(report: Report) -> Report:
     """The report without what is of one machine or moment: the gate then judges no time against it."""
@@ -28,7 +26,15 @@ def without_times(report: Report) -> Report:
 
 
 def _untimed(sample: Sample) -> Sample:
-    return replace(sample, temperature_c=None, bytes_memory=0, **dict.fromkeys(TIMES, 0.0))
+    return replace(
+        sample,
+        time_first_token_s=0.0,
+        time_decode_s=0.0,
+        time_graphs_s=0.0,
+        load=0.0,
+        temperature_c=None,
+        bytes_memory=0,
+    )
 
 
 def _untimed_trace(traced: Traced) -> Traced:

@@ -21,15 +21,8 @@ from edgespec.errors import InputError
 from edgespec.progress import Progress
 from edgespec.suite import Item
 
-FIGURES = (
-    "tokens_prompt",
-    "tokens_new",
-    "verify_calls",
-    "draft_calls",
-    "time_first_token_s",
-    "time_decode_s",
-)
-FIGURES += ("time_graphs_s", "c")
+COUNTS = ("tokens_prompt", "tokens_new", "verify_calls", "draft_calls")
+TIMES = ("time_first_token_s", "time_decode_s", "time_graphs_s")
 Ways = Mapping[str, Any]  # the settings of each way to answer, plain or speculative
 
 
@@ -101,7 +94,7 @@ def answer(runtime: Any, item: Item, way: str, settings: Any, number: int) -> tu
         load=load(),
         temperature_c=temperature_c(),
         text_sha256=hashlib.sha256(json.dumps(said.tokens).encode()).hexdigest(),
-        **{name: stats[name] for name in FIGURES},
+        **{name: stats[name] for name in (*COUNTS, *TIMES, "c")},
     )
     events = [_event(line) for line in trace.getvalue().splitlines()]
     if events and events[0]["event"] != "settings":

@@ -114,7 +114,7 @@ def breakdown(figure: Any, report: Report) -> bool:
 def memory(figure: Any, report: Report) -> bool:
     """Peak memory on every device, hatched where it does not fit, beside the process here."""
     here = max(s.bytes_memory for s in report.samples)
-    rows = [("this run, measured", here / 2**20, None)]
+    rows: list[tuple[str, float, bool | None]] = [("this run, measured", here / 2**20, None)]
     rows += [(p.profile, p.bytes_memory / 2**20, p.fits) for p in report.predicted]
     return across(
         figure, [r[0] for r in rows], [r[1] for r in rows], "peak memory, MiB", [r[2] is False for r in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -56,7 +56,7 @@ def compare(config: CompareConfig, as_json: bool, progress: Progress) -> int:
     from edgespec.gate import Rules
     from edgespec.gate import compare as judge
     from edgespec.gate_facts import refuse_different
-    from edgespec.gate_report import annotations, junit, markdown, table, to_json
+    from edgespec.gate_report import github, junit, markdown, table, to_json
 
     base, new = read(config.base), read(config.new)
     rules = Rules(share("fail_over", config.fail_over), share("be_tolerance", config.be_tolerance))
@@ -67,7 +67,7 @@ def compare(config: CompareConfig, as_json: bool, progress: Progress) -> int:
             with written(path) as file:
                 file.write(text(verdict))
     if config.github:
-        print("\n".join(annotations(verdict)))
+        print("\n".join(github(verdict)))
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with suppress(OSError), open(summary, "a", encoding="utf-8") as file:
                 file.write(markdown(verdict))
@@ -250,7 +250,7 @@ def _start(config: BenchConfig, name: str, bundle: Any, progress: Progress) -> A
     return runtime_type.open(bundle.path, config.threads, command=command, note=progress.note)
 
 
-def _facts(starts: dict[str, Callable[[], Any]]) -> tuple[Any, dict[str, str]]:
+def _facts(starts: Mapping[str, Callable[[], Any]]) -> tuple[Any, dict[str, str]]:
     """The machine, and the costs that each contender reckons with: each is started once to tell."""
     from edgespec import environment as here
     from edgespec.bench_report import Environment

@@ -172,8 +172,8 @@ def block_efficiency(base: Report, new: Report, rules: Rules) -> Row:
     change = ratio(pairs) - 1
     low, high = (value - 1 for value in interval(pairs, ratio))
     verdict, reason = judged(change, low, high, "more", rules.be_tolerance, len(pairs))
-    figures = [sum(p[i] for p in pairs) / sum(p[i + 1] for p in pairs) for i in (0, 2)]
-    return Row(name, "measured", "", "more", *figures, change, low, high, len(pairs), verdict, reason)
+    old, now = (sum(p[i] for p in pairs) / sum(p[i + 1] for p in pairs) for i in (0, 2))
+    return Row(name, "measured", "", "more", old, now, change, low, high, len(pairs), verdict, reason)
 
 
 def judged(change: float, low: float, high: float, better: str, limit: float, pairs: int) -> tuple[str, str]:

@@ -48,7 +48,7 @@ def refuse_different(base: Report, new: Report) -> None:
 
 def differences(base: Report, new: Report) -> list[str]:
     """Every fact in which two reports are not comparable, as `what is X in the base and Y in the new one`."""
-    facts = [("device", base.bundle.device, new.bundle.device)]
+    facts: list[tuple[str, object, object]] = [("device", base.bundle.device, new.bundle.device)]
     models = [{m.name: m for m in r.bundle.models} for r in (base, new)]
     facts.append(("models", " and ".join(models[0]), " and ".join(models[1])))
     for name in models[0].keys() & models[1].keys():

@@ -105,7 +105,8 @@ def junit(verdict: Verdict) -> str:
     """A test case for each figure: a regression fails, a figure without enough data is skipped."""
     number = counts(verdict)
     sizes = {"tests": len(verdict.rows), "failures": number[REGRESSION], "skipped": number[UNKNOWN]}
-    suite = ElementTree.Element("testsuite", name="edgespec compare", **{k: str(v) for k, v in sizes.items()})
+    attributes = {"name": "edgespec compare"} | {k: str(v) for k, v in sizes.items()}
+    suite = ElementTree.Element("testsuite", attributes)
     for row in verdict.rows:
         case = ElementTree.SubElement(suite, "testcase", classname=f"edgespec.{row.kind}", name=row.metric)
         text = f"{shown(row, row.base)} -> {shown(row, row.new)}: {row.reason}"
@@ -119,7 +120,7 @@ def junit(verdict: Verdict) -> str:
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
 
 
-def annotations(verdict: Verdict) -> list[str]:
+def github(verdict: Verdict) -> list[str]:
     """GitHub's workflow commands: a line for every row but the unchanged ones, and the summary."""
     lines = []
     for row in verdict.rows:

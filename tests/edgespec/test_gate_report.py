@@ -6,7 +6,7 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 from edgespec.gate import IMPROVEMENT, REGRESSION, UNCHANGED, UNKNOWN, Row, Rules, Verdict
-from edgespec.gate_report import annotations, cells, junit, markdown, summary, table, to_json
+from edgespec.gate_report import cells, github, junit, markdown, summary, table, to_json
 
 
 def row(metric: str, verdict: str, unit: str = "bytes", base: float = 1000, new: float = 1001) -> Row:
@@ -71,14 +71,14 @@ def test_junit_has_a_case_for_every_row() -> None:
 
 def test_annotations_are_lines_that_github_reads() -> None:
     odd = replace(WORSE, reason="50 %\nsure")
-    lines = annotations(Verdict((odd, SAME), (), Rules()))
+    lines = github(Verdict((odd, SAME), (), Rules()))
     assert lines == [
         "::error title=edgespec regression::target decode 1, budget 16: weights a call: "
         "1,000 bytes -> 1,001 bytes (50 %25%0Asure)",
         "::error title=edgespec::failed: 1 regression, 1 unchanged; first: target decode 1, budget 16: "
         "weights a call 1,000 bytes -> 1,001 bytes",
     ]
-    assert annotations(PASSED) == ["::notice title=edgespec::passed: 1 unchanged"]
+    assert github(PASSED) == ["::notice title=edgespec::passed: 1 unchanged"]
 
 
 def test_json_holds_every_row_and_the_answer() -> None:
