@@ -89,7 +89,7 @@ def different(samples: Sequence[Sample], way: Way) -> int:
 def to_table(found: Sequence[SpeculationRow], facts: Mapping[str, Any]) -> str:
     """The rows over all prompts, a line each, then BE and speed of each category under the default rule."""
     head = ("drafter", "rule", "T", "BE", "gamma", "c", "MBSU", "by parameters", "speed-up", "acceptance")
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for row in (r for r in found if r.figures.category == ALL):
         way, f = row.way, row.figures
         rule = f"{way.stop_rule} {way.draft_tokens or ''}".strip()
@@ -100,14 +100,14 @@ def to_table(found: Sequence[SpeculationRow], facts: Mapping[str, Any]) -> str:
             (way.drafter, rule, f"{way.temperature:g}", *cells, f"{f.mbsu_parameters:.2f}", speed, places)
         )
     text = columns(lines)
-    rule = ("draft" if any(r.way.drafter == "draft" for r in found) else "ngram", "cost", 0)
-    lines = [("category", "prompts", "BE", "MBSU", "speed-up")]
+    first = ("draft" if any(r.way.drafter == "draft" for r in found) else "ngram", "cost", 0)
+    parts: list[tuple[str, ...]] = [("category", "prompts", "BE", "MBSU", "speed-up")]
     for row in found:
-        if (row.way.drafter, row.way.stop_rule, row.way.draft_tokens) == rule and row.way.temperature == 0:
+        if (row.way.drafter, row.way.stop_rule, row.way.draft_tokens) == first and row.way.temperature == 0:
             f = row.figures
             speed = "-" if f.speedup is None else f"{f.speedup.median:.2f}"
-            lines.append((f.category, str(f.prompts), f"{f.block_efficiency:.2f}", f"{f.mbsu:.2f}", speed))
-    text += f"\n{rule[0]} {rule[1]} at 0, by category\n{columns(lines)}" if len(lines) > 1 else ""
+            parts.append((f.category, str(f.prompts), f"{f.block_efficiency:.2f}", f"{f.mbsu:.2f}", speed))
+    text += f"\n{first[0]} {first[1]} at 0, by category\n{columns(parts)}" if len(parts) > 1 else ""
     wrong = sum(r.texts_different for r in found if r.figures.category == ALL)
     said = f"greedy texts that differ from plain decoding's: {wrong}\n"
     return text + "\n" + said + "".join(f"{name}: {value}\n" for name, value in facts.items())
