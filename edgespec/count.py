@@ -23,6 +23,7 @@ from edgespec.spec import BYTES_PER_ELEMENT, GraphSpec, ModelEntry, TensorSpec
 LOOKUPS = ("Gather", "GatherBlockQuantized")
 ANGLES = {("GroupQueryAttention", 7), ("GroupQueryAttention", 8)}  # tables of cosines and sines
 PRODUCTS = ("MatMul", "MatMulIntegerToFloat", "MatMulNBits")
+_CODES = (2, 3, 21, 22)  # uint8, int8, uint4, int4
 _BITS = {
     1: 32,
     2: 8,
@@ -170,7 +171,7 @@ def _read_onnx(path: Path, spec: GraphSpec) -> dict[str, Any]:
     for tensor in graph.initializer:
         size = _read_bytes(tensor, uses.get(tensor.name, []), spec.width)
         read += size
-        codes += size if _BITS.get(tensor.data_type, 32) <= 8 else 0
+        codes += size if tensor.data_type in _CODES else 0
     products, numbers = _count_products(graph, spec)
     return {
         "nodes": len(graph.node),

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from edgespec.bundle import Bundle
+from edgespec.errors import InputError
 from edgespec.latency import Times, call_time, copy_time, sample_time
 from edgespec.memory import Memory, memory
 from edgespec.profiles import Profile
@@ -84,6 +85,15 @@ def walk(trace: Trace, profile: Profile, models: Mapping[str, ModelWork]) -> tup
     return tuple(_Run(trace, profile, models).all().works)
 
 
+def _decided_by(trace: Trace, profile: Profile) -> str:
+    """By whose call costs drafts were ended: only the cost rule asks for any."""
+    if not any(one.drafted for turn in trace.turns for one in turn.rounds):
+        return "nobody: nothing was drafted"
+    if trace.stop_rule not in ("cost", UNKNOWN):
+        return f"the rule {trace.stop_rule}, whatever calls cost"
+    return "this profile" if trace.table == f"profile {profile.name}" else f"another table: {trace.table}"
+
+
 @dataclass
 class _Filled:
     """How far a model's cache is filled while a trace is replayed."""
@@ -146,15 +156,10 @@ class _Run:
         verified = [r for r in rounds if r.calls]
         moved = sum(p.bytes_weights + p.bytes_kv + p.bytes_activations for p in self.parts.values())
         joules = self.profile.value("energy_j_per_byte")
-        own = {self.profile.name, f"profile {self.profile.name}"}
-        ruled = self.trace.stop_rule in ("cost", UNKNOWN) and any(r.drafted for r in rounds)
-        decided = (
-            "this profile" if not ruled or self.trace.table in own else f"another table: {self.trace.table}"
-        )
         return Replay(
             self.profile.name,
             self.trace.table,
-            decided,
+            _decided_by(self.trace, self.profile),
             sum(turn.tokens_prompt for turn in self.trace.turns),
             sum(len(r.tokens) for r in rounds),
             len(verified),
@@ -176,6 +181,9 @@ class _Run:
         """One call of the trace: its time, and how far it fills a cache. `emitted`: a round's tokens,
         which are the rows that a target's call leaves in its cache; None in a prompt, where all stay.
         """
+        if call.model not in self.models:
+            hint = "replay a trace with the bundle that it was recorded with"
+            raise InputError(f"the trace calls a {call.model}, which the bundle lacks", hint)
         model, at = self.models[call.model], self.filled[call.model]
         key = (call.model, call.kind, call.width)
         if call.kind not in STEPS:

@@ -172,17 +172,19 @@ def of_shape(
     gives the places of those that stay; under a static cache it takes and gives the rows themselves.
     """
     rows = head_rows or shape.vocab
-    products = [(stored.linear, n, k) for n, k in shape.matrices() for _ in range(shape.layers)]
-    head = (stored.head, rows, shape.hidden)
-    read = sum(bytes_matrix(*size) for size in (*products, head))
+    products: list[Product] = [(shape.layers, stored.linear, n, k) for n, k in shape.matrices()]
+    head: Product = (1, stored.head, rows, shape.hidden)
+    read = sum(times * bytes_matrix(form, n, k) for times, form, n, k in (*products, head))
     shared = shape.tied and rows == shape.vocab and stored.embedding == stored.head
     table = 0 if shared else bytes_matrix(stored.embedding, shape.vocab, shape.hidden)
-    codes = sum(bytes_codes(*size) for size in (*products, head))
+    norms = 4 * (2 * shape.layers + 1) * shape.hidden
+    codes = sum(times * bytes_codes(form, n, k) for times, form, n, k in (*products, head))
     steps, made = tuple(steps), {}
     slots = budget + block + (max(width for _, width in steps) - 1 if appends else 0)
     for kind, width in steps:
         ops, numbers = _products(products, head, width, 1 if kind == "prefill" else width)
-        made[kind, width, budget] = Step(read, codes, numbers, ops, width, slots)
+        looked_up = width * bytes_matrix(stored.embedding, 1, shape.hidden)
+        made[kind, width, budget] = Step(read + norms + looked_up, codes, numbers, ops, width, slots)
     row = shape.kv_heads * shape.head_dim
     taken = row * slots + shape.kv_heads * budget if appends else 2 * row * (2 * budget + block)
     commit = {("commit", budget): taken}
@@ -193,11 +195,13 @@ def of_shape(
     )  # fmt: skip
 
 
-def _products(
-    linears: list[tuple[str, int, int]], head: tuple[str, int, int], rows: int, head_rows: int
-) -> tuple[int, int]:
-    """Operations of a call's products, and the numbers into and out of them."""
-    sizes = [(rows, n, padded(form, k)) for form, n, k in linears]
-    form, n, k = head
-    sizes.append((head_rows, n, padded(form, k)))
-    return sum(2 * r * n * k for r, n, k in sizes), sum(r * (n + k) for r, n, k in sizes)
+Product = tuple[int, str, int, int]
+
+
+def _products(linears: Iterable[Product], head: Product, rows: int, head_rows: int) -> tuple[int, int]:
+    """Operations of a call's products, each (times, form, outputs, inputs), and the numbers in and out."""
+    ops = numbers = 0
+    for own_rows, (times, form, n, k) in (*((rows, one) for one in linears), (head_rows, head)):
+        ops += 2 * times * own_rows * n * padded(form, k)
+        numbers += times * own_rows * (n + padded(form, k))
+    return ops, numbers
