@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -61,13 +62,13 @@ def compare(config: CompareConfig, as_json: bool, progress: Progress) -> int:
     base, new = read(config.base), read(config.new)
     rules = Rules(share("fail_over", config.fail_over), share("be_tolerance", config.be_tolerance))
     refuse_different(base, new)
-    verdict = judge(base, new, _replayed(base, new, progress), rules)
+    verdict = judge(base, new, _replayed(base, new, config.profile, progress), rules)
     for path, text in ((config.markdown, markdown), (config.junit, junit)):
         if path:
             with written(path) as file:
                 file.write(text(verdict))
     if config.github:
-        print("\n".join(github(verdict)))
+        print("\n".join(github(verdict)), file=sys.stderr if as_json else sys.stdout)
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with suppress(OSError), open(summary, "a", encoding="utf-8") as file:
                 file.write(markdown(verdict))
@@ -145,18 +146,18 @@ def _open(bundle: Any, threads: int, progress: Progress) -> Any:
     return runtime_type.open(bundle.path, threads, note=progress.note)
 
 
-def _replayed(base: Any, new: Any, progress: Progress) -> list[Any]:
-    """The base's traces on both bundles, under the devices that both reports name."""
+def _replayed(base: Any, new: Any, wanted: Sequence[str], progress: Progress) -> list[Any]:
+    """The base's traces on both bundles, under the devices asked for, or else those of the base."""
     from edgespec.gate_facts import predicted
     from edgespec.predict import predict, works
     from edgespec.profiles import load as profile_of
 
-    profiles = []
-    for name in (p.profile for p in base.predicted):
+    profiles = _profiles(wanted) if wanted else []
+    for name in () if wanted else (p.profile for p in base.predicted):
         try:
             profiles.append(profile_of(name))
         except InputError as error:
-            progress.note(f"{name} is left out: {error.message}")
+            progress.note(f"{name} is left out: {error.message}; give its file to --profile")
     return predicted(*(predict(base.traces, works(r.counted), profiles) for r in (base, new)))
 
 
@@ -167,11 +168,11 @@ def _measured(config: BenchConfig, progress: Progress) -> tuple[Any, dict[str, A
     from edgespec.bench_report import PLAIN, SPECULATIVE
     from edgespec.suite import digest, items
 
+    profiles = _profiles(config.profile)
+    chosen = items(config.suite, config.prompts, config.limit)
     bundles = {NEW: verified(config.bundle, progress)}
     if config.against or config.against_binary:
         bundles[BASE] = verified(config.against or config.bundle, progress)
-    chosen = items(config.suite, config.prompts, config.limit)
-    profiles = _profiles(config.profile)
     starts = {name: partial(_start, config, name, bundle, progress) for name, bundle in bundles.items()}
     environment, costs = _facts(starts)
     names = ("tokens", "rounds", "drafter", "stop_rule", "draft_tokens")
@@ -200,7 +201,7 @@ def _measured(config: BenchConfig, progress: Progress) -> tuple[Any, dict[str, A
     for name, bundle in bundles.items():
         with progress.stage(f"predictions of the {name} bundle"):
             given = {**settings, "costs": costs[name]}
-            reports[name] = _report(name, bundle, manifests[name], given, log, chosen, profiles)
+            reports[name] = _report(name, bundle, manifests[name], given, log, chosen, profiles, progress)
     return log, reports
 
 
@@ -212,6 +213,7 @@ def _report(
     log: Any,
     chosen: Sequence[Any],
     profiles: Sequence[Any],
+    progress: Progress,
 ) -> Any:
     """One contender's report, from the log."""
     from edgespec.bench import entries
@@ -226,6 +228,12 @@ def _report(
         raise InputError(f"no prompt could be answered: {left_out[0]}", "give shorter prompts with --prompts")
     traces = tuple(t for e in done for t in e.traces.get(name, ()))
     works = of_bundle(bundle)
+    predicted = []
+    for profile in profiles:
+        try:
+            predicted += predict(traces, works, [profile])
+        except InputError as error:  # it lacks the bundle's arithmetic
+            progress.note(f"{profile.name} is left out: {error.message}")
     return Report(
         log.head["run"],
         log.head["made"],
@@ -234,7 +242,7 @@ def _report(
         tuple(counted(work) for work in works.values()),
         BenchSettings(**settings),
         left_out,
-        predict(traces, works, profiles),
+        tuple(predicted),
         samples,
         traces,
     )

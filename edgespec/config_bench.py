@@ -36,7 +36,9 @@ class BenchConfig(_Measuring):
     """`edgespec bench`: what to measure, beside what, for which devices, and where the report goes."""
 
     output: str = flag("file of the report; a run that was stopped goes on there", short="-o")
-    profile: tuple[str, ...] = flag("devices to predict for (default: all that are known)", ())
+    profile: tuple[str, ...] = flag(
+        "devices to predict for, or .toml files (default: all that are known)", ()
+    )
     html: str | None = flag("file of a page with tables and plots", None)
     against: str | None = flag("base bundle to measure in turns with this one", None)
     against_binary: str | None = flag("the base's own edgespec-runtime, where its code differs", None)
@@ -67,6 +69,7 @@ class CompareConfig:
 
     base: str = flag("report of the base", positional=True)
     new: str = flag("report of the change", positional=True)
+    profile: tuple[str, ...] = flag("devices to predict for, or .toml files (default: the base's)", ())
     fail_over: str = flag("measured figures fail where they are worse by more, surely", "3%")
     be_tolerance: str = flag("the same for block efficiency, which the processor's rounding may change", "5%")
     markdown: str | None = flag("file for the verdicts as Markdown", None)

@@ -85,8 +85,11 @@ def notes(base: Report, new: Report) -> tuple[str, ...]:
     pairs: list[tuple[str, object, object]] = []
     for name in ("drafter", "stop_rule", "draft_tokens", "threads", "costs", "rounds"):
         pairs.append((name, getattr(base.settings, name), getattr(new.settings, name)))
-    for name in ("cpu", "governor", "packages"):
-        pairs.append((name, getattr(base.environment, name), getattr(new.environment, name)))
+    here, there = base.environment, new.environment
+    if here.cpu:  # a baseline tells nothing of the machine that made it
+        pairs += [(name, getattr(here, name), getattr(there, name)) for name in ("cpu", "governor")]
+        for name in dict.fromkeys([*here.packages, *there.packages]):
+            pairs.append((name, here.packages.get(name, "none"), there.packages.get(name, "none")))
     theirs = {m.name: m for m in new.bundle.models}
     for m in base.bundle.models:
         pairs.append((f"{m.name} precision", m.precision, theirs[m.name].precision))

@@ -74,7 +74,7 @@ def _predict(traces: Sequence[tuple[str, Trace]], models: Works, profile: Profil
         max(r.memory.bytes_peak for r in replays),
         replays[0].memory.fits,
         sum(joules) / tokens if len(joules) == len(replays) and tokens else None,
-        replays[0].decided_by,
+        max(replays, key=lambda r: r.tokens_drafted).decided_by,
         {name: speed([r for category, r in runs if category == name]) for name in names},
         _shares(replays),
     )

@@ -156,6 +156,28 @@ def test_a_base_with_a_binary_of_its_own(folder: Path) -> None:
     assert read(folder / "own.json").run == read(folder / "own.base.json").run
 
 
+def test_the_gate_replays_on_the_devices_asked_for(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", str(base), str(base), "--json"]
+    for more, devices in (
+        ([], {"snapdragon-8-elite", "tensor-g5"}),
+        (["--profile", "exynos-2400"], {"exynos-2400"}),
+    ):
+        assert main([*words, *more]) == 0
+        rows = json.loads(capsys.readouterr().out)["rows"]
+        assert {r["metric"].split(":")[0] for r in rows if r["kind"] == "predicted"} == devices
+
+
+def test_a_device_that_is_unknown_here_is_left_out(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = read(base)
+    write(replace(report, predicted=(replace(report.predicted[0], profile="my-phone"),)), tmp_path / "x.json")
+    assert main(["compare", str(tmp_path / "x.json"), str(base)]) == 0
+    assert capsys.readouterr().err == (
+        "my-phone is left out: no profile is called 'my-phone'; give its file to --profile\n"
+    )
+
+
 def heavier(base: Path, path: Path) -> None:
     """The report of a bundle whose decode graph reads one byte more."""
     report = read(base)

@@ -210,8 +210,13 @@ def test_every_difference_is_named() -> None:
 def test_what_may_differ_is_noted() -> None:
     base = report(9)
     settings = replace(base.settings, drafter="ngram", costs="tuned")
-    verdict = judge(base, replace(base, settings=settings))
-    assert verdict.notes == (
+    other = replace(base.environment, cpu="B cpu", packages={"edgespec": "0.2.0"})
+    new = replace(base, settings=settings, environment=other)
+    assert judge(base, new).notes == (
         "drafter: auto in the base, ngram in the new one",
         "costs: default in the base, tuned in the new one",
+        "cpu: A cpu in the base, B cpu in the new one",
+        "edgespec: 0.1.0 in the base, 0.2.0 in the new one",
     )
+    bare = replace(base, environment=replace(base.environment, cpu="", packages={}))
+    assert len(judge(bare, new).notes) == 2
