@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -100,7 +101,7 @@ def covered(sample: Sample, rank: np.ndarray, size: int, rows: int) -> np.ndarra
 def accepted(
     sample: Sample, order: np.ndarray, sizes: Sequence[int], rows: int, logits: np.ndarray
 ) -> np.ndarray:
-    """How likely a draft's proposal is accepted at each written place, given the text: [sizes, T].
+    """How likely a proposal is accepted at each written place, given the text: [sizes, T]; sizes ascend.
 
     Greedy: 1 where the draft's likeliest token of the union of both kinds of rows is the one written.
     Sampled, q the draft's law over the union: a token x is written with p(x), and by acceptance with
@@ -111,21 +112,28 @@ def accepted(
     scaled = logits.astype(np.float64) / heat
     own, by_rank = scaled[places, written], scaled[:, order]
     made = np.zeros((len(sizes), len(written)))
+    static = (
+        np.full(len(written), -np.inf),
+        np.zeros(len(written)),
+    )  # largest logit, and sum of exp(logit - it)
     for i, size in enumerate(sizes):
         inside = covered(sample, rank, size, rows)
-        high = by_rank[:, :size].max(1)
-        law = np.exp(by_rank[:, :size] - high[:, None]).sum(1)
+        static = joined(*static, by_rank[:, sizes[i - 1] if i else 0 : size])
+        high, law = (x.copy() for x in static)
         for place, held in enumerate(recent(sample, rank, size, rows)):
             if held:
-                more = scaled[place, list(held)]
-                top = max(high[place], more.max())
-                law[place] = law[place] * np.exp(high[place] - top) + np.exp(more - top).sum()
-                high[place] = top
+                high[place], law[place] = joined(high[place], law[place], scaled[place, list(held)])
         if sample.temperature == 0:
             made[i] = inside & (own >= high)
         else:
             made[i] = inside * np.minimum(1, np.exp(own - high) / law / likelihood(sample))
     return made
+
+
+def joined(high: Any, law: Any, more: np.ndarray) -> tuple[Any, Any]:
+    """A softmax's largest logit and its sum of exp(logit - that), with further logits [..., n] in it."""
+    top = np.maximum(high, more.max(-1))
+    return top, law * np.exp(high - top) + np.exp(more - top[..., None]).sum(-1)
 
 
 def likelihood(sample: Sample) -> np.ndarray:
