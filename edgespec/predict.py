@@ -116,5 +116,5 @@ def plainly(trace: Trace, one: Call) -> Trace:
             rounds += [Round((token,), 0, 0, "none", "none", (one,)) for token in r.tokens]
             rounds[-1] = replace(rounds[-1], calls=(one, *commits))
         calls = tuple(c for c in turn.calls if c.model == "target")
-        turns.append(Turn(turn.tokens_prompt, calls, tuple(rounds)))
+        turns.append(Turn(turn.known, turn.tokens_prompt, calls, tuple(rounds)))
     return replace(trace, turns=tuple(turns), lines=())
