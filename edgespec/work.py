@@ -42,7 +42,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Step:
-    """A step graph: what a call reads but for its cache, whose buffers have `rows` rows."""
+    """A step graph: what a call reads but for its cache, whose buffers have `rows` rows; a draft's context
+    rows are among its weights.
+    """
 
     bytes_weights: int
     bytes_codes: int
@@ -141,7 +143,7 @@ def _of_entry(bundle: Bundle, model: ModelEntry, cost: BundleCost) -> ModelWork:
     return ModelWork(
         model.name, spec.layers, sum(window == 0 for window in spec.windows), spec.heads, spec.kv_heads,
         spec.head_dim, arithmetic, None, None, cache.contract == "append", cache.budget, cache.block,
-        cache.buckets, model.head_rows, held.bytes_weights + held.bytes_graphs, bytes_policy(model), steps,
+        cache.buckets, model.head_rows, held.bytes_weights + held.bytes_graphs + held.bytes_context, bytes_policy(model), steps,
         policy,
     )  # fmt: skip
 
@@ -152,7 +154,7 @@ def _step(read: GraphCost, rows: int) -> Step:
     if weights is None or codes is None or ops is None or numbers is None:
         what = "onnx is not installed, which reads a graph's weights"
         raise BackendError(what, "pip install 'edgespec[onnx]'")
-    return Step(weights, codes, numbers, ops, read.width, rows)
+    return Step(weights + read.bytes_context, codes, numbers, ops, read.width, rows)
 
 
 def of_shape(

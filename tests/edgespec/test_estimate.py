@@ -40,7 +40,8 @@ def test_a_round_by_hand() -> None:
     drafted = 3 * call_time(draft.call("draft", 2, BUDGET, 10, 2), profile).total_s
     rows = 2 * 2.2 * copy_time(1, target, profile).total_s
     assert said.tokens_per_s == pytest.approx(2.2 / (verify + drafted + rows + 1e-4))
-    assert (said.c, said.mbsu) == (1.0, 2.2 / 4)
+    assert said.c == pytest.approx(1.0, rel=0.01)  # the same layers; two rows look up more than one
+    assert said.mbsu == pytest.approx(2.2 / (1 + 3 * said.c))
     assert said.energy_j_per_token == pytest.approx(said.bytes_moved * 1e-10)
     assert said.memory.bytes_weights == target.bytes_weights + draft.bytes_weights
 
