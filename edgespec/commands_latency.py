@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgespec.config_latency import (
@@ -205,6 +204,8 @@ def predicted_costs(bundle: str, profile: str) -> Iterator[Path | None]:
     if not profile:
         yield None
         return
+    from tempfile import TemporaryDirectory
+
     from edgespec.bundle import open_bundle
     from edgespec.profiles import load as load_profile
     from edgespec.table import predicted_table

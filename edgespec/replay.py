@@ -16,7 +16,7 @@ from edgespec.latency import Times, call_time, copy_time, sample_time
 from edgespec.memory import Memory, memory
 from edgespec.profiles import Profile
 from edgespec.spec import STEPS
-from edgespec.trace import UNKNOWN, Call, Round, Trace
+from edgespec.trace import UNKNOWN, Call, Round, Trace, Turn
 from edgespec.work import ModelWork, Work, of_bundle
 
 SCHEMA = "edgespec.replay/1"
@@ -96,11 +96,24 @@ def _decided_by(trace: Trace, profile: Profile) -> str:
 
 @dataclass
 class _Filled:
-    """How far a model's cache is filled while a trace is replayed."""
+    """How far a model's cache is filled while a trace is replayed; the first `settled` rows cannot be taken
+    back one by one.
+    """
 
+    bucket: int
+    smallest: int
     count: int = 0
     position: int = 0
-    bucket: int = 0
+    settled: int = 0
+
+    def cut(self, tokens: int) -> None:
+        """Hold no more than so many tokens, as the runtime does: take rows back, or absorb all again."""
+        away = self.position - max(0, tokens)
+        if away > self.count - self.settled:
+            self.count = self.position = self.settled = 0
+            self.bucket = self.smallest
+        elif away > 0:
+            self.count, self.position = self.count - away, self.position - away
 
 
 class _Run:
@@ -109,7 +122,7 @@ class _Run:
     def __init__(self, trace: Trace, profile: Profile, models: Mapping[str, ModelWork]) -> None:
         self.trace, self.profile, self.models = trace, profile, models
         self.float = profile.bytes_float.value
-        self.filled = {name: _Filled(bucket=m.buckets[0]) for name, m in models.items()}
+        self.filled = {name: _Filled(m.buckets[0], m.buckets[0]) for name, m in models.items()}
         self.parts: dict[tuple[str, str, int], Part] = {}
         self.total, self.turn_s, self.decode_s, self.prompts = Times(), 0.0, 0.0, list[float]()
         self.history = self.answered = 0
@@ -118,16 +131,20 @@ class _Run:
     def all(self) -> _Run:
         """Itself, after every turn of the trace."""
         for turn in self.trace.turns:
-            self.prompt(turn.tokens_prompt, turn.calls)
+            self.prompt(turn)
             for number, one in enumerate(turn.rounds):
                 self.round(one, first=number == 0 and not one.calls)
             self.end_of_turn()
         return self
 
-    def prompt(self, tokens: int, calls: tuple[Call, ...]) -> None:
+    def prompt(self, turn: Turn) -> None:
         """A request's prompt; its first token is chosen in the round without calls that follows."""
-        self.history += tokens
-        for call in calls:
+        if turn.known is not None:
+            self.history = turn.known
+            for at in self.filled.values():
+                at.cut(self.history - 1)
+        self.history += turn.tokens_prompt
+        for call in turn.calls:
             self.turn_s += self._call(call, None)
 
     def round(self, one: Round, first: bool) -> None:
@@ -191,8 +208,8 @@ class _Run:
             self.works.append((call, work))
             spent = self._add(key, call_time(work, self.profile), work)
             if call.kind == "commit":
-                spent += self._copy(model.budget, model)
-                at.count = model.budget
+                spent += self._commit(model, at)
+            at.settled = at.count
             return spent
         spent = self._fit(model, at, call.rows)
         work = model.call(call.kind, call.width, at.bucket, at.count, self.float)
@@ -204,13 +221,17 @@ class _Run:
         if not model.appends:
             spent += self._copy(kept, model)
         if verified is not None and "draft" in self.filled:
-            self._roll_back(self.filled["draft"], self.history + verified - 1)
+            self.filled["draft"].cut(self.history + verified - 1)
         return spent
 
-    def _roll_back(self, draft: _Filled, stand: int) -> None:
-        """Take back what the draft absorbed and the target refused: it stays one token behind the text."""
-        ahead = max(0, draft.position - stand)
-        draft.count, draft.position = max(0, draft.count - ahead), draft.position - ahead
+    def _commit(self, model: ModelWork, at: _Filled) -> float:
+        """The rows that stay move to the front; a commit of a cache that is not full is of another bundle."""
+        slots = model.budget + model.block
+        if at.count != slots:
+            what = f"the trace commits the {model.name}'s cache at {at.count} rows, which is full at {slots}"
+            raise InputError(what, "replay a whole trace, with the bundle that it was recorded with")
+        at.count = model.budget
+        return self._copy(model.budget, model)
 
     def _fit(self, model: ModelWork, at: _Filled, rows: int) -> float:
         """Move to a larger bucket where the call needs it; the filled rows are re-laid."""

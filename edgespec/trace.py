@@ -46,8 +46,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Turn:
-    """A request: the prompt's tokens, the calls that absorbed it, and the rounds that answered."""
+    """A request: the prompt's tokens, the calls that absorbed it, and the rounds that answered. `known`:
+    tokens of the conversation before it, fewer than were said where some were taken back; None if unsaid.
+    """
 
+    known: int | None
     tokens_prompt: int
     calls: tuple[Call, ...]
     rounds: tuple[Round, ...]
@@ -81,24 +84,25 @@ def parse_trace(lines: Iterable[str], where: str = "trace") -> Trace:
     """The trace in these lines; `where` only names it in errors."""
     kept = tuple(line for line in lines if line.strip())
     settings: dict[str, Any] = {}
-    turns: list[tuple[int, tuple[Call, ...], list[Round]]] = []
+    turns: list[tuple[int | None, int, tuple[Call, ...], list[Round]]] = []
     for number, line in enumerate(kept, 1):
         place = f"{where}, line {number}"
         event = _event(line, place)
         if event["event"] == "prompt":
             settings = settings or event
-            turns.append((_whole(event, "tokens", place), _calls(event, place), []))
+            known = _whole(event, "known", place) if "known" in event else None
+            turns.append((known, _whole(event, "tokens", place), _calls(event, place), []))
         elif event["event"] == "round":
             if not turns:
                 raise InputError(f"{place}: a round stands before any prompt", RECORD)
-            turns[-1][2].append(_round(event, place))
+            turns[-1][3].append(_round(event, place))
     if not turns:
         raise InputError(f"{where} is empty: it holds no prompt", RECORD)
     heat = settings.get("temperature", 0.0)
     if type(heat) not in (int, float) or heat < 0:
         raise InputError(f"{where}: temperature is {heat!r}", RECORD)
     return Trace(
-        tuple(Turn(tokens, calls, tuple(rounds)) for tokens, calls, rounds in turns),
+        tuple(Turn(known, tokens, calls, tuple(rounds)) for known, tokens, calls, rounds in turns),
         str(settings.get("table", UNKNOWN)),
         str(settings.get("stop_rule", UNKNOWN)),
         float(heat),

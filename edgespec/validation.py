@@ -126,8 +126,8 @@ def here(
     measured, predicted = [], []
     for width in sorted(models["target"].widths("verify")):
         how = {"drafter": "ngram", "stop_rule": "fixed", "draft_tokens": width - 1}
-        for _ in range(3):
-            trace, _ = record(runtime, settings, prompt, 96, **how)
+        for _ in range(max(1, runs // 5)):
+            trace, _ = record(runtime, settings, prompt, 64, **how)
             run = replay_work(trace, profile, models)
             spent = sum(c.time_s for turn in trace.turns for r in turn.rounds for c in r.calls)
             spent += profile.host_s.value * run.rounds

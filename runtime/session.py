@@ -238,12 +238,11 @@ class Session:
         stop_ids = set(self.runtime.bundle.manifest.tokenizer.stop_ids)
         request = asdict(settings or Settings()) | {"tokens": ids, "trace": trace is not None}
         process = self.runtime.process
+        decided = {name: request[name] for name in DECIDING}
+        decided |= {"table": process.ready.get("table"), "known": known}
         try:
             for event in process.events("generate", session=self.name, **request):
                 if trace is not None and event["event"] in ("prompt", "round"):
-                    decided = {name: request[name] for name in DECIDING} | {
-                        "table": process.ready.get("table")
-                    }
                     more = decided if event["event"] == "prompt" else {}
                     trace.write(json.dumps({k: v for k, v in event.items() if k != "id"} | more) + "\n")
                 done = event if event["event"] == "done" else None

@@ -54,7 +54,7 @@ def test_estimate_of_speculation(config: str, capsys: pytest.CaptureFixture[str]
     trimmed = said(capsys, *argv, "--draft", config, "--draft-rows", "16384")
     assert alone["tokens_per_s"] > trimmed["tokens_per_s"] > drafted["tokens_per_s"]
     assert alone["plain_tokens_per_s"] == drafted["plain_tokens_per_s"]
-    assert (alone["c"], drafted["c"]) == (0, 1)
+    assert alone["c"] == 0 and drafted["c"] == pytest.approx(1, rel=1e-4)  # a further row of the embedding
     by_chance = said(capsys, *argv[:-2], "--acceptance", "0.5")
     assert by_chance["block_efficiency"] == 1.875
 

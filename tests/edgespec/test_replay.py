@@ -101,6 +101,24 @@ def test_a_commit_empties_the_cache_to_its_budget() -> None:
     assert [p.calls for p in run.parts if p.kind == "commit"] == [1]
 
 
+def test_a_commit_of_a_cache_that_is_not_full_is_refused() -> None:
+    early = PROMPT | {"calls": [["target", "prefill", 8, 8, 1.0], ["target", "commit", 8, 16, 1.0]]}
+    with pytest.raises(InputError, match="commits the target's cache at 8 rows, which is full at 24"):
+        replay_work(trace(early), device(), models())
+
+
+def test_what_was_taken_back_is_absorbed_again() -> None:
+    """Rows since the last commit come off the end; for more, the cache is emptied."""
+    again = PROMPT | {"known": 6, "tokens": 3, "calls": [["target", "verify", 4, 4, 1.0]]}
+    works = walk(trace(PROMPT | {"known": 0}, FIRST, LAST, again), device(), models(appends=True))
+    assert int(works[-1][1].bytes_kv / 128) == 5 + 4
+    full = {"event": "prompt", "tokens": 24, "calls": [["target", "prefill", 8, 8, 1.0]] * 3}
+    full["calls"] = [*full["calls"], ["target", "commit", 8, 16, 9.0]]
+    anew = {"event": "prompt", "known": 6, "tokens": 2, "calls": [["target", "prefill", 8, 8, 1.0]]}
+    works = walk(trace(full, anew), device(), models(appends=True))
+    assert int(works[-1][1].bytes_kv / 128) == 8
+
+
 def test_the_same_inputs_give_the_same_bytes() -> None:
     texts = {
         json.dumps(replay_work(trace(PROMPT, FIRST, ROUND, LAST), device(), models()).to_json())
