@@ -96,11 +96,7 @@ def answer(runtime: Any, item: Item, way: str, settings: Any, number: int) -> tu
         text_sha256=hashlib.sha256(json.dumps(said.tokens).encode()).hexdigest(),
         **{name: stats[name] for name in (*COUNTS, *TIMES, "c")},
     )
-    events = [_event(line) for line in trace.getvalue().splitlines()]
-    if events and events[0]["event"] != "settings":
-        how = {"table": stats["table"], "stop_rule": settings.stop_rule, "temperature": settings.temperature}
-        events.insert(0, {"event": "settings", **how})
-    return sample, tuple(events)
+    return sample, tuple(_event(line) for line in trace.getvalue().splitlines())
 
 
 def _event(line: str) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def measured(base: Report, new: Report, rules: Rules) -> list[Row]:
     pairs = by_prompt(base, new, (PLAIN, SPECULATIVE), lambda s: s.time_first_token_s, 0)
     rows.append(paired("time to first token", "s", "less", pairs, rules.fail_over, together))
     peaks, theirs = memory_by_round(base), memory_by_round(new)
-    both = [(float(peak), float(theirs[n])) for n, peak in peaks.items() if n in theirs]
+    both = [(float(peak), float(theirs[n])) for n, peak in peaks.items() if peak and theirs.get(n)]
     rows.append(paired("peak memory of the process", "bytes", "less", both, rules.fail_over, together))
     return rows
 

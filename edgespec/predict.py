@@ -16,7 +16,7 @@ from edgespec.profiles import Profile
 from edgespec.replay import Replay, replay_work
 from edgespec.samples import median
 from edgespec.spec import from_json
-from edgespec.trace import Call, Round, Trace, Turn, parse_trace
+from edgespec.trace import Call, Round, Trace, parse_trace
 from edgespec.work import ModelWork, Step
 
 GRAPHS = ("steps", "policy")
@@ -116,5 +116,5 @@ def plainly(trace: Trace, one: Call) -> Trace:
             rounds += [Round((token,), 0, 0, "none", "none", (one,)) for token in r.tokens]
             rounds[-1] = replace(rounds[-1], calls=(one, *commits))
         calls = tuple(c for c in turn.calls if c.model == "target")
-        turns.append(Turn(turn.known, turn.tokens_prompt, calls, tuple(rounds)))
+        turns.append(replace(turn, calls=calls, rounds=tuple(rounds)))
     return replace(trace, turns=tuple(turns), lines=())

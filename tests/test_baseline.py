@@ -13,6 +13,8 @@ import pytest
 from edgespec.baseline import without_times
 from edgespec.bench_report import read, write
 from edgespec.cli import main
+from edgespec.gate import UNKNOWN, Rules, compare
+from edgespec.gate_facts import predicted
 from tests.helpers import baselines
 from tests.helpers.reports import report as made_up
 
@@ -51,6 +53,10 @@ def test_without_times_keeps_what_is_judged() -> None:
     assert {s.time_decode_s for s in bare.samples} == {0.0}
     assert all(call[4] == 0.0 for t in bare.traces for e in t.events for call in e["calls"])
     assert bare.counted == whole.counted and bare.predicted == whole.predicted
+    verdict = compare(bare, whole, predicted(bare.predicted, whole.predicted), Rules())
+    assert verdict.passed and {r.reason for r in verdict.of(UNKNOWN) if r.pairs == 0} == {
+        "no pair of samples"
+    }
     assert [s.verify_calls for s in bare.samples] == [s.verify_calls for s in whole.samples]
 
 

@@ -69,8 +69,8 @@ def test_a_report_holds_what_was_measured(base: Path) -> None:
     assert all(len(found) == 1 for found in texts.values())
     assert [p.profile for p in report.predicted] == ["snapdragon-8-elite", "tensor-g5"]
     assert all(p.tokens_per_s > 0 and set(p.categories) == {"x", "y"} for p in report.predicted)
-    settings, prompt, *rounds = report.traces[0].events
-    assert (settings["event"], settings["stop_rule"], prompt["event"]) == ("settings", "cost", "prompt")
+    prompt, *rounds = report.traces[0].events
+    assert (prompt["event"], prompt["stop_rule"], prompt["known"]) == ("prompt", "cost", 0)
     assert sum(len(r["tokens"]) for r in rounds) == 12
     assert not base.with_name("base.json.part").exists()
 
