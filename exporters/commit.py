@@ -130,8 +130,8 @@ class Turn:
                 f"{file.name} does not say by which angles it turns keys",
                 "export the bundle again with this version of edgespec",
             )
-        tables = [torch.from_numpy(value.const_value.numpy().copy()) for value in held.values()]
-        return cls(*tables, model.metadata_props.get("interleaved") == "1")
+        cos, sin = (torch.from_numpy(value.const_value.numpy().copy()) for value in held.values())
+        return cls(cos, sin, model.metadata_props.get("interleaved") == "1")
 
     def back(self, keys: Tensor, steps: Tensor) -> Tensor:
         """Keys [KV,N,d] that turned with their position, so many positions back [KV,N]: k · R(-steps).
