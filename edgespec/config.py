@@ -127,6 +127,11 @@ class ExportConfig:
         check_policy(self.policy, self.sinks, self.recent, self.budget, self.block)
         between("window", self.observed, 1, self.block)
         one_of("positions", self.positions, POSITIONS)
+        if self.positions == "compact" and self.policy == "none":
+            raise InputError(
+                "positions compact turn keys when rows are evicted, and policy none evicts none",
+                "use --policy keydiff, or leave --positions out",
+            )
 
     def _check_draft(self) -> None:
         if self.draft is None:
@@ -143,7 +148,9 @@ class ExportConfig:
                 f"block {self.block} is larger than draft_budget {self.draft_budget}",
                 f"use --draft-budget {self.block} or more, or --block {max(2, self.draft_budget)}",
             )
-        check_policy(self.draft_policy, self.sinks, self.recent, self.draft_budget, self.block)
+        check_policy(
+            self.draft_policy, self.sinks, self.recent, self.draft_budget, self.block, whose="draft-"
+        )
 
     def _check_weights(self) -> None:
         one_of("device", self.device, DEVICES)
