@@ -140,11 +140,11 @@ def _of_entry(bundle: Bundle, model: ModelEntry, cost: BundleCost) -> ModelWork:
             policy[graph.kind, graph.bucket] = sum(prod(t.shape) for t in tensors)
     arithmetic = ARITHMETIC[model.precision["linear"]] if bundle.manifest.device == "cpu" else "float"
     held = next(m for m in cost.models if m.model == model.name)
+    stored = held.bytes_weights + held.bytes_graphs + held.bytes_context
     return ModelWork(
         model.name, spec.layers, sum(window == 0 for window in spec.windows), spec.heads, spec.kv_heads,
         spec.head_dim, arithmetic, None, None, cache.contract == "append", cache.budget, cache.block,
-        cache.buckets, model.head_rows, held.bytes_weights + held.bytes_graphs + held.bytes_context, bytes_policy(model), steps,
-        policy,
+        cache.buckets, model.head_rows, stored, bytes_policy(model), steps, policy,
     )  # fmt: skip
 
 
