@@ -62,7 +62,7 @@ def open_draft(word: str, target: Checkpoint) -> Checkpoint:
 
 def shipped() -> Path:
     """The folder of the demo's draft."""
-    return Path(str(files("edgespec.exporters").joinpath("draft")))
+    return Path(str(files("edgespec.exporters").joinpath("demo_draft")))
 
 
 def vocabulary_of(checkpoint: Checkpoint) -> Path | None:
