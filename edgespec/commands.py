@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
-from edgespec import commands_trim
+from edgespec import commands_bench, commands_draft, commands_latency, commands_trim
 from edgespec.config import (
     BuildConfig,
     ChatConfig,
@@ -86,7 +86,8 @@ def generate(config: GenerateConfig, as_json: bool, progress: Progress) -> int:
     settings = _settings(config)
     with (
         written(config.trace) if config.trace else nullcontext() as trace,
-        _opened(config, progress) as runtime,
+        commands_latency.predicted_costs(config.bundle, config.profile) as costs,
+        _opened(config, progress, costs) as runtime,
     ):
         session = runtime.session()
         for piece in session.stream(config.prompt, settings, raw=config.raw, trace=trace):
@@ -164,8 +165,10 @@ def tune(config: TuneConfig, as_json: bool, progress: Progress) -> int:
 
 
 def eval(config: EvalConfig, as_json: bool, progress: Progress) -> int:
-    """Measure what each eviction policy costs in quality, against the un-evicted model; ends with advice."""
+    """Measure what each eviction policy costs in quality, or how good the drafts are; ends with advice."""
     config.check()
+    if config.speculation:
+        return commands_bench.speculation(config, as_json, progress)
     from pathlib import Path
 
     bundle = verified(config.bundle, progress)
@@ -209,11 +212,11 @@ def push(config: PushConfig, as_json: bool, progress: Progress) -> int:
     return 0 if result.same_text else 1
 
 
-def _opened(config: GenerateConfig | ChatConfig, progress: Progress) -> Any:
+def _opened(config: GenerateConfig | ChatConfig, progress: Progress, costs: Any = None) -> Any:
     runtime_type = load("edgespec.runtime.session", "Runtime", extra="onnx")
     remote_type = load("edgespec.runtime.remote", "Remote", extra="onnx")
     remote = remote_type(config.via, config.to) if config.via else None
-    return runtime_type.open(config.bundle, config.threads, note=progress.note, remote=remote)
+    return runtime_type.open(config.bundle, config.threads, note=progress.note, remote=remote, costs=costs)
 
 
 def _settings(config: GenerateConfig | ChatConfig) -> Any:
@@ -250,6 +253,10 @@ COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
     (eval, EvalConfig),
     (build, BuildConfig),
     (push, PushConfig),
+    *commands_draft.COMMANDS,
     *commands_trim.COMMANDS,
+    *commands_latency.COMMANDS,
+    *commands_bench.COMMANDS,
 )
-GROUPS: dict[str, str] = {}  # words that stand before several commands, with their help
+# Words that stand before several commands, with their help.
+GROUPS = {**commands_draft.GROUPS, **commands_latency.GROUPS}

@@ -29,6 +29,7 @@ from edgespec.spec import DEVICES, POSITIONS, PRECISIONS
 from edgespec.task_words import NAMES as TASKS
 
 FORMATS = ("onnx",)
+DRAFTS = ("demo", "layers")  # drafts that are no path: the shipped one, and the target's own layers
 DEVICE_PRECISIONS = {"cpu": PRECISIONS, "npu": ("int4", "fp16")}
 LARGEST_BUDGET = 2**20
 WINDOW = 32
@@ -43,7 +44,10 @@ class ExportConfig:
 
     target: str = flag("Hugging Face folder, .gguf file, or the word demo", positional=True)
     output: str = flag("folder of the bundle to make", short="-o")
-    draft: str | None = flag("draft model: folder, .gguf file, or demo (two of the target's layers)", None)
+    draft: str | None = flag(
+        "draft model: demo (the shipped one), a folder, a .gguf file, or layers (two of the target's own)",
+        None,
+    )
     budget: int = flag("cache rows that survive an eviction", 1024)
     block: int = flag("cache rows evicted at once, and tokens of one prefill call", 128)
     widths: tuple[int, ...] = flag("widths of the verify graphs", (2, 4, 8))
@@ -90,8 +94,8 @@ class ExportConfig:
         self._check_cache()
         self._check_draft()
         self._check_weights()
-        for name in ("target", "draft"):
-            check_model(name, getattr(self, name))
+        check_model("target", self.target)
+        check_model("draft", self.draft, DRAFTS)
         for name in ("text", "draft_vocab"):
             check_file(name, getattr(self, name))
         check_output(Path(os.path.abspath(self.output)), self.force)
@@ -123,6 +127,11 @@ class ExportConfig:
         check_policy(self.policy, self.sinks, self.recent, self.budget, self.block)
         between("window", self.observed, 1, self.block)
         one_of("positions", self.positions, POSITIONS)
+        if self.positions == "compact" and self.policy == "none":
+            raise InputError(
+                "positions compact turn keys when rows are evicted, and policy none evicts none",
+                "use --policy keydiff, or leave --positions out",
+            )
 
     def _check_draft(self) -> None:
         if self.draft is None:
@@ -139,7 +148,9 @@ class ExportConfig:
                 f"block {self.block} is larger than draft_budget {self.draft_budget}",
                 f"use --draft-budget {self.block} or more, or --block {max(2, self.draft_budget)}",
             )
-        check_policy(self.draft_policy, self.sinks, self.recent, self.draft_budget, self.block)
+        check_policy(
+            self.draft_policy, self.sinks, self.recent, self.draft_budget, self.block, whose="draft-"
+        )
 
     def _check_weights(self) -> None:
         one_of("device", self.device, DEVICES)
@@ -177,7 +188,7 @@ class CheckConfig:
     def check(self) -> CheckConfig:
         """Itself, or an InputError for the first value that cannot work."""
         check_model("source", self.source)
-        check_model("draft_source", self.draft_source)
+        check_model("draft_source", self.draft_source, DRAFTS)
         check_file("text", self.text)
         return self
 
@@ -222,6 +233,7 @@ class GenerateConfig(_Answering):
     stats: bool = flag("print what it took on stderr", False)
     trace: str | None = flag("file for a JSON line about every prompt and round", None)
     raw: bool = flag("continue the prompt as plain text, without the chat template", False)
+    profile: str = flag("let the cost rule decide by this device's predicted call costs", "")
 
     def check(self) -> GenerateConfig:
         """Itself, or an InputError for the first value that cannot work."""
@@ -230,6 +242,8 @@ class GenerateConfig(_Answering):
         super().check()
         between("min_p", self.min_p, 0, 1)
         between("draft_tokens", self.draft_tokens, 0, 2**20)
+        if self.profile and self.via:
+            raise InputError("a device reached by --via has its own call costs", "leave --profile out")
         if self.trace is not None and not os.path.isdir(os.path.dirname(os.path.abspath(self.trace))):
             raise InputError(
                 f"trace {self.trace!r} is in no folder", "give --trace a file in an existing one"
@@ -287,7 +301,7 @@ class TuneConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """`edgespec eval`: whose policies to evaluate, on what, and where the results go."""
+    """`edgespec eval`: whose policies, or drafts, to evaluate, on what, and where the results go."""
 
     bundle: str = flag("folder of the bundle", positional=True)
     output: str = flag("folder of the results; a run that was stopped goes on there", short="-o")
@@ -302,9 +316,32 @@ class EvalConfig:
     recent: int | None = flag("newest rows that are never evicted (default: the bundle's)", None)
     text: str | None = flag("text file for contexts and perplexity (default: the shipped WikiText-2)", None)
     threads: int = flag(THREADS, 0)
+    speculation: bool = flag("evaluate drafts instead, on the shipped part of Spec-Bench", False)
+    prompts: str | None = flag("with --speculation: file of prompts instead of Spec-Bench's", None)
+    limit: int = flag("with --speculation: most prompts, balanced over their categories; 0: all", 0)
+    tokens: int = flag("with --speculation: most tokens of one answer", 128)
+    temperatures: tuple[str, ...] = flag(
+        "with --speculation: of the sampling; 0 is greedy", ("0", "0.7", "1")
+    )
+
+    @property
+    def heats(self) -> tuple[float, ...]:
+        """The temperatures as numbers."""
+        return tuple(float(t) for t in self.temperatures)
 
     def check(self) -> EvalConfig:
         """Itself, or an InputError for the first value that cannot work without looking at the bundle."""
+        check_file("prompts", self.prompts)
+        between("limit", self.limit, 0, 2**20)
+        between("tokens", self.tokens, 2, 2**20)
+        try:
+            heats = self.heats
+        except ValueError:
+            heats = ()
+        if not heats or len(set(heats)) < len(heats) or not all(0 <= t <= 100 for t in heats):
+            given = ",".join(self.temperatures)
+            hint = "use --temperatures 0,0.7,1"
+            raise InputError(f"temperatures {given} are no numbers from 0 to 100, each once", hint)
         if "none" in self.policies:
             raise InputError(
                 "policy 'none' is what the others are compared with, and always runs",

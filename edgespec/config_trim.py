@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from edgespec.config import DRAFTS
 from edgespec.errors import BackendError, InputError
 from edgespec.flags import between, check_file, check_model, flag, listed
 
@@ -20,7 +21,7 @@ class TrimConfig:
     output: str = flag("vocabulary file to write", short="-o")
     prompts: tuple[str, ...] = flag("files of prompts, each a corpus of its own", (), many=True)
     weights_of: tuple[int, ...] = flag("how much each corpus counts (default: all alike)", ())
-    draft: str | None = flag("draft that the size is chosen for: folder, .gguf file, or demo", None)
+    draft: str | None = flag("draft that the size is chosen for, as export --draft", None)
     size: str = flag("rows of the head, or auto: as many as give the largest MBSU", AUTO)
     context_rows: int = flag("context rows that the draft will have beside them", 256)
     samples: str | None = flag(
@@ -39,8 +40,8 @@ class TrimConfig:
 
     def check(self) -> TrimConfig:
         """Itself, or an InputError for the first value that cannot work."""
-        for name in ("target", "draft"):
-            check_model(name, getattr(self, name))
+        check_model("target", self.target)
+        check_model("draft", self.draft, DRAFTS)
         for path in self.prompts:
             check_file("prompts", path)
         if not self.prompts and self.samples is None:

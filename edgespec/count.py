@@ -1,8 +1,9 @@
 """What a bundle costs: bytes of weights a call reads, of caches, of inputs and outputs. Counts, never times.
 
-Sizes come from the manifest. Operators and the weights each graph reads come from the graph files, where onnx
-is installed; without it those fields are None. Intermediate activations and a backend's own memory (packed
-copies of weights among them) are not counted.
+Sizes come from the manifest. Operators, the weights each graph reads and its products come from the graph
+files, where onnx is installed; without it those fields are None. Of intermediate activations only the
+products' inputs and outputs are counted, and a backend's own memory (packed copies of weights among them)
+is not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from edgespec.policy import carries
 from edgespec.spec import BYTES_PER_ELEMENT, GraphSpec, ModelEntry, TensorSpec
 
 LOOKUPS = ("Gather", "GatherBlockQuantized")
+ANGLES = {("GroupQueryAttention", 7), ("GroupQueryAttention", 8)}  # tables of cosines and sines
+PRODUCTS = ("MatMul", "MatMulIntegerToFloat", "MatMulNBits")
+_CODES = (2, 3, 21, 22)  # uint8, int8, uint4, int4
 _BITS = {
     1: 32,
     2: 8,
@@ -41,20 +45,24 @@ _BITS = {
 
 @dataclass(frozen=True)
 class GraphCost:
-    """One graph: what a call of it reads (`bytes_weights` without rows that are looked up, `bytes_context`:
-    head rows that the runtime fills) and takes.
+    """One graph: what a call of it reads (`bytes_weights` without rows that are looked up; `bytes_codes` of
+    them are codes of up to 8 bits; `bytes_context`: head rows that the runtime fills), takes, and multiplies:
+    operations with weights (two for each weight and row), numbers into and out of those products.
     """
 
     model: str
     kind: str
     width: int
     bucket: int
-    nodes: int | None
-    ops: dict[str, int] | None
-    bytes_weights: int | None
     bytes_context: int
     bytes_kv: int
     bytes_io: int
+    nodes: int | None = None
+    ops: dict[str, int] | None = None
+    bytes_weights: int | None = None
+    bytes_codes: int | None = None
+    ops_weights: int | None = None
+    numbers_activations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,9 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class BundleCost:
-    """Everything `inspect` shows; `bytes_memory` = weights + caches + graphs + the widest call's tensors."""
+    """Everything `inspect` shows; `bytes_memory` = weights + caches + graphs + the widest call's
+    tensors.
+    """
 
     bundle: str
     device: str
@@ -108,7 +118,9 @@ def bytes_kv(model: ModelEntry, bucket: int) -> int:
 
 
 def bytes_policy(model: ModelEntry) -> int:
-    """Bytes of the block's last queries, L x W x H x d float32, and of carried scores, L x H x M float32."""
+    """Bytes of the block's last queries, L x W x H x d float32, and of carried scores, L x H x M
+    float32.
+    """
     spec, cache = model.spec, model.cache
     carried = cache.slots if carries(cache.policy) else 0
     return 4 * spec.layers * spec.heads * (cache.queries * spec.head_dim + carried)
@@ -139,39 +151,90 @@ def _count_graph(bundle: Bundle, model: ModelEntry, graph: GraphSpec) -> GraphCo
     appended = _bytes(t for t in graph.outputs if t.name.startswith(("new_keys_", "new_values_")))
     context = _bytes(t for t in graph.inputs if t.name == "context")
     other = _bytes((*graph.inputs, *graph.outputs)) - caches - appended - context
-    nodes, ops, weights = _read_onnx(bundle.file(graph.file), graph.width)
-    sizes = (weights, context, caches, other)
-    return GraphCost(model.name, graph.kind, graph.width, graph.bucket, nodes, ops, *sizes)
+    read = _read_onnx(bundle.file(graph.file), graph)
+    sizes = {"bytes_context": context, "bytes_kv": caches, "bytes_io": other, **read}
+    return GraphCost(model.name, graph.kind, graph.width, graph.bucket, **sizes)
 
 
 def _bytes(tensors: Iterable[TensorSpec]) -> int:
     return sum(BYTES_PER_ELEMENT[t.dtype] * math.prod(t.shape) for t in tensors)
 
 
-def _read_onnx(path: Path, width: int) -> tuple[int | None, dict[str, int] | None, int | None]:
-    """Nodes, operators by type, bytes of weights that a call of this width reads; weights stay on disk."""
+def _read_onnx(path: Path, spec: GraphSpec) -> dict[str, Any]:
+    """The fields of a GraphCost that only its file tells, none of them without onnx; weights stay on disk."""
     try:
         import onnx
         from google.protobuf.message import DecodeError
     except ModuleNotFoundError:
-        return None, None, None
+        return {}
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except (DecodeError, ValueError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is not an ONNX graph: {error}", "export the bundle again") from None
     ops = Counter(node.op_type for node in graph.node)
-    streamed = {name for node in graph.node for i, name in enumerate(node.input) if not _looked_up(node, i)}
-    read = 0
+    uses: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            uses.setdefault(name, []).append((node, i))
+    read = codes = 0
     for tensor in graph.initializer:
-        size = _stored_bytes(tensor)
-        read += size if tensor.name in streamed else min(size, size // max(1, tensor.dims[0]) * width)
-    return len(graph.node), dict(sorted(ops.items())), read
+        size = _read_bytes(tensor, uses.get(tensor.name, []), spec.width)
+        read += size
+        codes += size if tensor.data_type in _CODES else 0
+    products, numbers = _count_products(graph, spec)
+    return {
+        "nodes": len(graph.node),
+        "ops": dict(sorted(ops.items())),
+        "bytes_weights": read,
+        "bytes_codes": codes,
+        "ops_weights": products,
+        "numbers_activations": numbers,
+    }
+
+
+def _read_bytes(tensor: Any, uses: list[Any], width: int) -> int:
+    """Bytes of a stored tensor that a call reads: of a table that is only looked up, `width` rows."""
+    size = math.prod(tensor.dims) * _BITS.get(tensor.data_type, 32) // 8
+    if not uses or not all(_looked_up(node, i) for node, i in uses):
+        return size if uses else 0
+    node = uses[0][0]
+    axis = next((a.i for a in node.attribute if a.name in ("axis", "gather_axis")), 0)
+    return min(size, size // max(1, tensor.dims[axis] if tensor.dims else 1) * width)
 
 
 def _looked_up(node: Any, i: int) -> bool:
     """True for a table of which a call reads only its own rows (a table's scales and zero points too)."""
-    return node.op_type in LOOKUPS and i != 1
+    return (node.op_type in LOOKUPS and i != 1) or (node.op_type, i) in ANGLES
 
 
-def _stored_bytes(tensor: Any) -> int:
-    return math.prod(tensor.dims) * _BITS.get(tensor.data_type, 32) // 8
+def _count_products(graph: Any, spec: GraphSpec) -> tuple[int, int]:
+    """Operations of a step graph's products with stored weights, and the numbers into and out of them.
+
+    Every product has the call's rows, but for a prefill's last, the head, which has one. What several
+    products take (q, k and v) goes in once.
+    """
+    sizes = {t.name: tuple(t.dims) for t in graph.initializer if len(t.dims) > 1}
+    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    products = []
+    for node in graph.node:
+        if node.op_type in PRODUCTS and (size := _weight_of(node, sizes, casts)):
+            products.append((node.input[0], *size))
+    ops = numbers = 0
+    seen: set[str] = set()
+    for place, (given, k, n) in enumerate(products, 1):
+        rows = 1 if spec.kind == "prefill" and place == len(products) else spec.width
+        ops += 2 * rows * k * n
+        numbers += rows * (n + (0 if given in seen else k))
+        seen.add(given)
+    return ops, numbers
+
+
+def _weight_of(node: Any, sizes: dict[str, tuple[int, ...]], casts: dict[str, str]) -> tuple[int, int] | None:
+    """(inputs, outputs) of the weight that a product multiplies with; None where it is no stored one."""
+    name = casts.get(node.input[1], node.input[1])
+    if name not in sizes:
+        return None
+    if node.op_type == "MatMulNBits":
+        given = {a.name: a.i for a in node.attribute}
+        return given["K"], given["N"]
+    return sizes[name][-2], sizes[name][-1]

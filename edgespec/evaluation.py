@@ -29,7 +29,7 @@ from edgespec.policy import base_of, carries
 from edgespec.spec import STEPS, CacheSpec, GraphSpec, ModelEntry, ModelSpec
 from edgespec.tasks import TASKS, Question, Sample
 
-WritePolicy = Callable[[Path, ModelSpec, CacheSpec], tuple[GraphSpec, ...]]
+WritePolicy = Callable[[Path, ModelSpec, CacheSpec, Path | None], tuple[GraphSpec, ...]]
 Samples = dict[tuple[str, int, int], Sample]
 
 
@@ -108,6 +108,8 @@ class Engines:
         self.entry, self.plan, self.write_policy, self.folder = entry, decided, write_policy, folder
         self.steps = tuple(g for g in entry.graphs if g.kind in STEPS)
         self.base = engine(path, replace(entry, graphs=self.steps), threads)
+        own = [path / g.file for g in entry.graphs if g.kind == "commit"]
+        self.turning = own[0] if own and entry.cache.positions == "compact" else None
         self.policies: dict[CacheSpec, tuple[GraphSpec, ...]] = {}
 
     def of(self, cell: Cell) -> Any:
@@ -117,7 +119,7 @@ class Engines:
         if cache.policy != REFERENCE:
             if cache not in self.policies:
                 prefix = self.folder / str(len(self.policies))
-                self.policies[cache] = self.write_policy(prefix, self.entry.spec, cache)
+                self.policies[cache] = self.write_policy(prefix, self.entry.spec, cache, self.turning)
             graphs = (*graphs, *self.policies[cache])
         return self.base.over(replace(self.entry, cache=cache, graphs=graphs))
 

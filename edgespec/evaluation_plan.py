@@ -79,10 +79,11 @@ class Plan:
 def plan(entry: ModelEntry, config: EvalConfig) -> Plan:
     """The plan of a checked config over a target."""
     cache = entry.cache
-    if cache.positions == "compact":
+    if cache.positions == "compact" and cache.policy == "none":
         raise InputError(
-            "policies are compared at absolute positions, and this bundle's are compact",
-            "export it without --positions",
+            "commits at compact positions turn keys by angles of the bundle's own commit graph, and this one "
+            "has none",
+            "export it with --policy keydiff, or without --positions",
         )
     notes: list[str] = []
     policies = policies_of(cache, config.policies, notes)

@@ -50,6 +50,7 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any) -> None:
             int: "N",
             int | None: "N",
             float: "X",
+            float | None: "X",
             tuple[int, ...]: "N,N,...",
             tuple[str, ...]: "NAME,...",
         }
@@ -92,7 +93,12 @@ def from_values(kind: type, values: dict[str, Any]) -> Any:
 def _parser_of(hint: Any) -> Any:
     if hint in (int, float):
         return hint
-    return {int | None: int, tuple[int, ...]: _int_list, tuple[str, ...]: _word_list}.get(hint, str)
+    return {
+        int | None: int,
+        float | None: float,
+        tuple[int, ...]: _int_list,
+        tuple[str, ...]: _word_list,
+    }.get(hint, str)
 
 
 def _word_list(text: str) -> tuple[str, ...]:
@@ -134,11 +140,11 @@ def one_of(name: str, value: str, words: tuple[str, ...]) -> None:
         raise InputError(f"unknown {name} {value!r}", f"use one of: {', '.join(words)}")
 
 
-def check_model(name: str, value: str | None) -> None:
-    if value is not None and value != "demo" and not os.path.exists(value):
-        raise InputError(
-            f"{name} {value!r} does not exist", "give a model folder, a .gguf file, or the word demo"
-        )
+def check_model(name: str, value: str | None, words: tuple[str, ...] = ("demo",)) -> None:
+    """InputError where a model is none of the words and no path that exists."""
+    if value is not None and value not in words and not os.path.exists(value):
+        named = f"the word {' or '.join(words)}"
+        raise InputError(f"{name} {value!r} does not exist", f"give a model folder, a .gguf file, or {named}")
 
 
 def check_file(name: str, value: str | None) -> None:

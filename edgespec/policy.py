@@ -30,8 +30,8 @@ def queries(name: str, block: int, window: int) -> int:
     return {"tova": 1, "snapkv": window}.get(base, 0)
 
 
-def check(name: str, sinks: int, recent: int, budget: int, block: int) -> None:
-    """InputError unless a cache of this budget and block can be emptied so."""
+def check(name: str, sinks: int, recent: int, budget: int, block: int, whose: str = "") -> None:
+    """InputError unless a cache of this budget and block can be emptied so; `whose`: `draft-` for a draft."""
     if name not in NAMES:
         over, _, base = name.partition("(")
         what = f"unknown base {base.removesuffix(')')!r} of {over}" if over in OVER and base else None
@@ -43,10 +43,10 @@ def check(name: str, sinks: int, recent: int, budget: int, block: int) -> None:
     if name != "none" and sinks + recent > budget:
         raise InputError(
             f"sinks {sinks} + recent {recent} protect more rows than the budget {budget} keeps",
-            f"use --budget {sinks + recent} or more, or protect fewer rows",
+            f"use --{whose}budget {sinks + recent} or more, or protect fewer rows",
         )
     if carries(name) and budget % block:
         raise InputError(
             f"{name} scores every block, and budget {budget} is not a multiple of block {block}",
-            f"use --budget {max(block, budget // block * block)}, or another --policy",
+            f"use --{whose}budget {max(block, budget // block * block)}, or another --{whose}policy",
         )

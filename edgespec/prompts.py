@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -27,6 +28,11 @@ class Prompt:
 
     text: str
     category: str
+
+
+def digest(text: str) -> str:
+    """16 hexadecimal digits of a prompt, the same however it is spaced and in whatever case."""
+    return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()[:16]
 
 
 def read(path: str | Path) -> list[Prompt]:

@@ -27,7 +27,6 @@ from edgespec.exporters.forms import FORMS
 from edgespec.exporters.lower_context import context_graph
 from edgespec.exporters.lower_onnx import Lowering, Storage, Target
 from edgespec.exporters.program import Program, build_program
-from edgespec.exporters.self_draft import LayerView
 from edgespec.exporters.step import skeleton
 from edgespec.exporters.weights import Weights
 from edgespec.spec import (
@@ -295,7 +294,4 @@ def manifest(device: str, entries: list[ModelEntry], tokenizer: TokenizerEntry, 
         for name in ("edgespec", "torch", "transformers", "onnx", "onnxruntime", "onnxscript")
     }
     sources = {f"{job.name}_sha256": job.checkpoint.digest for job in jobs}
-    for job in jobs:
-        if isinstance(job.checkpoint.weights, LayerView):
-            sources["draft_layers"] = ",".join(map(str, job.checkpoint.weights.layers))
     return Manifest(SCHEMA, device, tuple(entries), tokenizer, {}, tools | sources)

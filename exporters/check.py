@@ -26,8 +26,8 @@ from edgespec.exporters.compare import (
     context_tokens,
     misplaced,
 )
+from edgespec.exporters.draft_checkpoint import OWN, open_draft
 from edgespec.exporters.plan import shipped
-from edgespec.exporters.self_draft import draft_of
 from edgespec.exporters.widths import disagreements
 from edgespec.spec import STEPS, GraphSpec, ModelEntry
 
@@ -109,12 +109,11 @@ def check(
     if not self_only:
         words = Path(text).read_text(encoding="utf-8") if text else shipped("wikitext")
         for entry in bundle.manifest.models:
-            with_target = entry.name == "target" or "draft_layers" in bundle.manifest.produced_by
-            own = source if with_target else draft_source
+            checkpoint = find_source(bundle, entry, source, draft_source)
             with progress.stage(f"{entry.name}: commit"):
                 findings += check_commit(entry, engine(bundle.path, entry), ids(words))
             with progress.stage(f"{entry.name}: numbers") as advance:
-                findings += check_numbers(bundle, entry, engine, ids(words), own, advance)
+                findings += check_numbers(bundle, entry, engine, ids(words), checkpoint, advance)
     return CheckResult(tuple(findings))
 
 
@@ -192,14 +191,22 @@ def check_commit(entry: ModelEntry, engine: Any, tokens: Sequence[int]) -> list[
 
 
 def check_numbers(
-    bundle: Bundle, entry: ModelEntry, engine: Any, tokens: list[int], source: str | None, advance: Any
+    bundle: Bundle,
+    entry: ModelEntry,
+    engine: Any,
+    tokens: list[int],
+    checkpoint: Checkpoint | None,
+    advance: Any,
 ) -> list[Finding]:
     """The graphs against the checkpoint that they came from."""
     name = f"{entry.name} numbers"
-    checkpoint = find_source(bundle, entry, source)
     if checkpoint is None:
         flag = "--source" if entry.name == "target" else "--draft-source"
-        return [Finding(name, False, f"not compared: {entry.source} is not here; name it with {flag}", {})]
+        return [
+            Finding(
+                name, False, f"not compared: its source {entry.source} is not here; name it with {flag}", {}
+            )
+        ]
     ids = None
     if entry.head_ids:
         ids = np.frombuffer(bundle.file(entry.head_ids).read_bytes(), "<i4")
@@ -251,21 +258,31 @@ def judged(entry: ModelEntry, f: Figures, exact: bool) -> Finding:
     return Finding(f"{entry.name} numbers", passed, detail, asdict(f))
 
 
-def find_source(bundle: Bundle, entry: ModelEntry, source: str | None) -> Checkpoint | None:
-    """The checkpoint of a bundle's model, if it is here and is the one exported.
+def find_source(
+    bundle: Bundle, entry: ModelEntry, source: str | None, draft_source: str | None
+) -> Checkpoint | None:
+    """The checkpoint of a bundle's model, if it (and a draft's target) is here and is the one exported.
 
     InputError if it is another.
     """
-    produced = bundle.manifest.produced_by
-    layers = produced.get("draft_layers", "")
-    own = entry.name == "draft" and layers
-    word = entry.source if source is None else source
+    first = bundle.manifest.models[0]
+    word = first.source if source is None else source
     if word != DEMO and not Path(word).exists():
         return None
-    checkpoint = open_checkpoint(word)
-    if checkpoint.digest != produced.get(f"{entry.name}_sha256"):
+    target = same(bundle, first, word, open_checkpoint(word))
+    if entry.name == first.name:
+        return target
+    word = entry.source if draft_source is None else draft_source
+    if word not in (DEMO, OWN) and not Path(word).exists():
+        return None
+    return same(bundle, entry, word, open_draft(word, target))
+
+
+def same(bundle: Bundle, entry: ModelEntry, word: str, checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, or InputError where the bundle's model came from another."""
+    if checkpoint.digest != bundle.manifest.produced_by.get(f"{entry.name}_sha256"):
         raise InputError(
             f"{word} is not the checkpoint that this bundle's {entry.name} came from",
-            f"name the right one with {'--source' if entry.name == 'target' or own else '--draft-source'}",
+            f"name the right one with {'--source' if entry.name == 'target' else '--draft-source'}",
         )
-    return draft_of(checkpoint, tuple(int(i) for i in layers.split(","))) if own else checkpoint
+    return checkpoint

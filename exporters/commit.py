@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from edgespec.errors import BundleError
 from edgespec.exporters.scores import Layer, carrying, score_of
 from edgespec.spec import (
     CacheSpec,
@@ -38,15 +40,32 @@ def ranked(layer: Layer, cache: CacheSpec) -> Tensor:
 
 
 def keep(layer: Layer, cache: CacheSpec) -> Tensor:
-    """Ascending indices of the rows that survive: the first `sinks`, the last `recent`, then the best scores.
+    """Ascending indices of the rows that survive: the first `sinks`, the last `recent`, then the best scores;
+    of equal ones the older.
 
     M rows in order of position, their last block observed -> [KV,N] int32. Each key-value head keeps its own
     set (design, section 4).
     """
-    chosen = (
-        ranked(layer, cache).topk(cache.budget, -1, sorted=False).indices.float()
-    )  # float: some NPUs sort nothing else; exact below 2^24
+    scores = ranked(layer, cache)
+    if cache.contract == "append":
+        return without_worst(scores, cache.block)
+    chosen = scores.topk(
+        cache.budget, -1, sorted=False
+    ).indices.float()  # float: some NPUs sort nothing else; exact below 2^24
     return chosen.topk(cache.budget, -1, largest=False).values.int()
+
+
+def without_worst(scores: Tensor, worst: int) -> Tensor:
+    """Ascending indices of all but so many of the worst of each row; of equal ones the newer goes.
+
+    Few are sorted, where `keep` sorts all that stay: a CPU needs a fifth of the time. What an NPU lacks.
+    """
+    slots = scores.shape[-1]
+    gone = slots - 1.0 - scores.flip(-1).topk(worst, -1, largest=False, sorted=False).indices.float()
+    gone = gone.topk(worst, -1, largest=False).values
+    before = (gone - torch.arange(worst)).long()  # of each that goes: how many stay before it
+    steps = torch.zeros(scores.shape[0], slots - worst + 1).scatter_add(1, before, torch.ones_like(gone))
+    return (steps.cumsum(1)[:, :-1] + torch.arange(slots - worst)).int()
 
 
 def observed(layer: Layer, cache: CacheSpec) -> Layer:
@@ -75,7 +94,10 @@ def padded(carried: Tensor, slots: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """The angles of 0..B positions, cos and sin [B+1,r], and which dimensions turn together."""
+    """The angles of 0..B positions, cos and sin [B+1,r], and which dimensions turn together.
+
+    A commit graph holds them under their names, so that other policies' graphs can be made from it.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -86,6 +108,30 @@ class Turn:
         """From a model's tables [positions,r], but for what it multiplies angles with (the cosine of 0)."""
         scaled = lambda table: (table[: block + 1].double() / cos[:1].double()).float()  # noqa: E731
         return cls(scaled(cos), scaled(sin), interleaved)
+
+    def name(self, model: ir.Model) -> None:
+        """Give a commit graph's tables their names, as `stored` looks for them."""
+        held = model.graph.initializers
+        for name, table in (("cos", self.cos), ("sin", self.sin)):
+            same = [
+                v for v in held.values() if v.const_value is not None and equal(v.const_value.numpy(), table)
+            ]
+            for value in same[:1]:
+                value.name = name
+        model.metadata_props["interleaved"] = str(int(self.interleaved))
+
+    @classmethod
+    def stored(cls, file: Path) -> Turn:
+        """The angles of a bundle's commit graph."""
+        model = ir.load(file)
+        held = {name: model.graph.initializers.get(name) for name in ("cos", "sin")}
+        if any(value is None or value.const_value is None for value in held.values()):
+            raise BundleError(
+                f"{file.name} does not say by which angles it turns keys",
+                "export the bundle again with this version of edgespec",
+            )
+        cos, sin = (torch.from_numpy(value.const_value.numpy().copy()) for value in held.values())
+        return cls(cos, sin, model.metadata_props.get("interleaved") == "1")
 
     def back(self, keys: Tensor, steps: Tensor) -> Tensor:
         """Keys [KV,N,d] that turned with their position, so many positions back [KV,N]: k · R(-steps).
@@ -98,6 +144,11 @@ class Turn:
         pair = (a * c + b * s, b * c - a * s)
         turned = torch.stack(pair, -1).flatten(-2) if self.interleaved else torch.cat(pair, -1)
         return torch.cat([turned, tail], -1) if tail.shape[-1] else turned
+
+
+def equal(array: np.ndarray, table: Tensor) -> bool:
+    """True where both hold the same numbers."""
+    return array.shape == tuple(table.shape) and np.array_equal(array, table.numpy())
 
 
 def moved(keys: Tensor, kept: Tensor, turn: Turn | None) -> Tensor:
@@ -126,7 +177,8 @@ class Policy(nn.Module):
         queries, carried = given.get("queries"), given.get("carried")
         if carried is not None:  # a smaller bucket's buffers have fewer rows than it has places
             carried = carried[:, : parts["keys"].shape[1]]
-        layer = Layer(**parts, end=end, queries=queries, carried=carried, softcap=self.softcap)
+        parts |= {"queries": queries, "carried": carried, "half": cache.contract == "rows"}
+        layer = Layer(**parts, end=end, softcap=self.softcap)
         layer = observed(layer, cache)
         if self.kind == "observe":
             return (layer.carried,)
@@ -163,6 +215,8 @@ def policy_graph(
     outputs = policy_outputs(kind, reads(cache, kind), spec, cache)
     module = Policy(kind, cache, spec.softcap, [t.name for t in inputs], turn)
     model = exported(module, inputs, outputs)
+    if turn is not None:
+        turn.name(model)
     return model, GraphSpec(file, kind, cache.block, bucket, inputs, outputs)
 
 
@@ -198,9 +252,15 @@ def exported(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[T
     return model
 
 
-def write_policy(prefix: Path, spec: ModelSpec, cache: CacheSpec) -> tuple[GraphSpec, ...]:
-    """Write the graphs of a policy that no bundle was exported with; their files are whole paths."""
-    made = policy_graphs(str(prefix), spec, cache)
+def write_policy(
+    prefix: Path, spec: ModelSpec, cache: CacheSpec, turning: Path | None = None
+) -> tuple[GraphSpec, ...]:
+    """Write the graphs of a policy that no bundle was exported with; their files are whole paths.
+
+    Compact positions need a commit graph that turns keys by the model's angles.
+    """
+    turn = Turn.stored(turning) if cache.positions == "compact" and turning is not None else None
+    made = policy_graphs(str(prefix), spec, cache, turn)
     for model, graph in made:
         ir.save(model, graph.file)
     return tuple(graph for _, graph in made)

@@ -183,8 +183,8 @@ def train(
     accelerator: Any,
     advance: Callable[[int, int], None],
     note: Callable[[str], None],
-) -> None:
-    """Train `model` in place, the best checkpoint left in the folder; goes on where a run was stopped.
+) -> dict[str, Any]:
+    """Train `model` in place, the best checkpoint kept in the folder; goes on where a run stopped. Its state.
 
     Each measurement is a line of curve.jsonl (step, tokens, loss, BE on `held_out`'s greedy texts, seconds).
     InputError where the folder's run had other settings, and where the loss is no number.
@@ -238,7 +238,8 @@ def train(
                 and state["step"] - state["best_step"] >= training.patience * training.measure
             ):
                 note(f"stopped early: no better BE since step {state['best_step']}")
-                return
+                break
+    return state
 
 
 def endless(lengths: Sequence[int], training: Training) -> Iterator[list[int]]:

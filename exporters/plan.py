@@ -16,10 +16,11 @@ from edgespec.config import ExportConfig
 from edgespec.errors import BackendError, InputError
 from edgespec.exporters.assemble import Job
 from edgespec.exporters.calibrate import calibrate
-from edgespec.exporters.checkpoint import DEMO, Checkpoint, open_checkpoint, vocabularies_differ
+from edgespec.exporters.checkpoint import open_checkpoint
+from edgespec.exporters.draft_checkpoint import OWN, open_draft, vocabulary_of
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.head import by_frequency, from_file
-from edgespec.exporters.self_draft import LayerView, draft_of
+from edgespec.exporters.self_draft import LayerView
 from edgespec.exporters.step import model_spec
 from edgespec.policy import queries
 from edgespec.spec import CacheSpec, ModelSpec
@@ -27,7 +28,6 @@ from edgespec.spec import CacheSpec, ModelSpec
 DEFAULT_FORM = {"cpu": "int8", "npu": "int4"}
 WIDE = {"cpu": "int8", "npu": "fp16"}  # what an int4 bundle stores its most sensitive weights in:
 # the head, which alone costs more in int4 than all the rest, and the ends of a checkpoint that is on no grid
-DRAFT_LAYERS = 2
 CONTEXT_ROWS = 256
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 CALIBRATION_WINDOW, CALIBRATION_WINDOWS = 512, 32
@@ -48,32 +48,22 @@ def plan(config: ExportConfig) -> list[Job]:
 
 
 def draft_job(config: ExportConfig, target: Job) -> Job:
-    """The draft: its own checkpoint, or two of the target's layers.
-
-    A head trimmed to the most useful rows.
-    """
-    checkpoint = draft_checkpoint(config.draft or "", target.checkpoint)
+    """The draft, its head trimmed to the most useful rows, which its context rows join."""
+    checkpoint = open_draft(config.draft or "", target.checkpoint)
     spec = model_spec(checkpoint.config)
     tokens, vocab = target.checkpoint.tokenizer, min(spec.vocab, target.spec.vocab)
-    if config.draft_vocab:
-        path, known = Path(config.draft_vocab), (tokens.tokenizer_json, tokens.stop_ids)
-        ids = from_file(path, *known, vocab, tokens.chat_template)
+    known = (tokens.tokenizer_json, tokens.stop_ids)
+    vocabulary = config.draft_vocab or vocabulary_of(checkpoint)
+    if vocabulary:
+        ids = from_file(Path(vocabulary), *known, vocab, tokens.chat_template)
     else:
-        rows, known = min(config.draft_rows, vocab), (tokens.tokenizer_json, tokens.stop_ids)
+        rows = min(config.draft_rows, vocab)
         ids = by_frequency(*known, choice_text(config), rows, vocab, tokens.chat_template)
-    cache = cache_spec(config, spec, "draft", checkpoint.source)
+    whose = target.checkpoint.source if config.draft == OWN else checkpoint.source
+    cache = cache_spec(config, spec, "draft", whose)
     head: np.ndarray | None = None if len(ids) == spec.vocab else ids
     job = Job("draft", checkpoint, spec, cache, target.precision, (), target.fused, head)
     return replace(job, context_rows=context_rows(config, job, target))
-
-
-def draft_checkpoint(word: str, target: Checkpoint) -> Checkpoint:
-    """The draft that a word names: a checkpoint of its own, or for `demo` two of the target's layers."""
-    if word == DEMO:
-        return draft_of(target, tuple(range(min(DRAFT_LAYERS, target.config.num_hidden_layers))))
-    checkpoint = open_checkpoint(word)
-    same_tokens(target, checkpoint)
-    return checkpoint
 
 
 def context_rows(config: ExportConfig, draft: Job, target: Job) -> int:
@@ -186,19 +176,6 @@ def precisions(config: ExportConfig) -> dict[str, str]:
     head = config.head or (WIDE[config.device] if linear == "int4" else linear)
     embedding = config.embedding or (head if config.device == "cpu" else "fp16")
     return {"linear": linear, "head": head, "embedding": embedding}
-
-
-def same_tokens(target: Checkpoint, draft: Checkpoint) -> None:
-    """InputError where the two tokenizers give an id different tokens (padding aside)."""
-    if differing := vocabularies_differ(target.tokenizer, draft.tokenizer):
-        shown = ", ".join(
-            f"{i} is {ours!r} in {target.source} and {theirs!r} in {draft.source}"
-            for i, ours, theirs in differing[:3]
-        )
-        raise InputError(
-            f"the tokenizers of {target.source} and {draft.source} differ in {len(differing):,} ids: {shown}",
-            "use a draft of the same tokenizer, such as --draft demo (two of the target's own layers)",
-        )
 
 
 def require_room(config: ExportConfig, jobs: list[Job]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ def read(folder: Path) -> Iterator[Sample]:
             with np.load(path, allow_pickle=False) as file:
                 held = {name: file[name] for name in file.files}
             yield from unpacked(held)
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             hint = "delete the file and make the samples again: the others are kept"
             raise InputError(f"{path} is no file of samples ({error})", hint) from None
 

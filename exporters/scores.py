@@ -18,6 +18,7 @@ from edgespec.exporters.attention import MASKED
 from edgespec.policy import OVER, base_of, carries
 
 TINY = 1e-6  # least square of a length; a floor, because the optimizer of torch.onnx.export drops `+ 1e-12`
+SMALL = 1 / 16  # in fp16 keys are made smaller first: the square of a length of 256 is beyond its range
 MOST = 0.95  # a row with this share of a head's attention stays: beyond it o comes so near to v_j that fp16
 LARGEST = 1e4  # loses the distance and α/(1 - α) grows without end. LARGEST is what such a row scores
 
@@ -28,7 +29,7 @@ class Layer:
 
     keys (after RoPE), values [KV,M,d]; queries [W,H,d] (after RoPE, times the attention's scale) of the rows
     before `end`; carried [H,M], what a Carrying score has of its rows; `end` the rows that are filled: M in a
-    commit, a tensor [1] elsewhere.
+    commit, a tensor [1] elsewhere; `half` where a device computes in fp16.
     """
 
     keys: Tensor
@@ -37,6 +38,7 @@ class Layer:
     queries: Tensor | None = None
     carried: Tensor | None = None
     softcap: float = 0.0
+    half: bool = False
 
     def grouped(self, heads: Tensor) -> Tensor:
         """[H,...] as [KV,G,...]: the query heads by the key-value head that they share."""
@@ -44,24 +46,32 @@ class Layer:
         return heads.reshape(kv, heads.shape[0] // kv, *heads.shape[1:])
 
 
-def attention(layer: Layer) -> Tensor:
-    """Causal attention of the stored queries: [KV,G,W,M], a row's own slot is end - W + r."""
+def attention(layer: Layer) -> list[Tensor]:
+    """Causal attention of the stored queries, one [G,W,M] a key-value head; a row's own slot is end - W + r.
+
+    Head by head: what one has to hold stays in a core's cache, and the mask is added inside the product.
+    """
     assert layer.queries is not None
     width, slots = layer.queries.shape[0], layer.keys.shape[1]
-    q = layer.grouped(layer.queries.transpose(0, 1))
-    # One product a key-value head, several times faster than one a query head.
-    scores = q.flatten(1, 2) @ layer.keys.transpose(1, 2)
-    if layer.softcap:
-        scores = layer.softcap * torch.tanh(scores / layer.softcap)
-    own = torch.arange(width).repeat(q.shape[1]).view(-1, 1) + (layer.end - width)  # each query's own slot
-    mask = torch.arange(slots) <= own
-    if isinstance(layer.end, int) and layer.end == slots:  # all are filled: a sum is faster than a choice
-        scores = scores + torch.where(mask, 0.0, MASKED)
-    else:
-        scores = torch.where(mask, scores, MASKED)
-    # Taken apart after the softmax only: where a reshape follows the product, the exporter's optimizer drops
-    # both reshapes, and each key-value head then meets the query heads of its place in every group.
-    return scores.softmax(-1).unflatten(1, q.shape[1:3])
+    place = torch.arange(slots)
+    own = torch.arange(width).view(-1, 1) + (layer.end - width)  # each query's own slot
+    mask = torch.where(place <= own, 0.0, MASKED)
+    keys = layer.keys
+    if not (isinstance(layer.end, int) and layer.end == slots):  # a free slot may hold NaN
+        keys = torch.where(place.view(-1, 1) < layer.end, keys, 0.0)
+    queries = layer.grouped(layer.queries.transpose(0, 1))
+    return [share(q, k, mask, layer.softcap) for q, k in zip(queries, keys, strict=True)]
+
+
+def share(queries: Tensor, keys: Tensor, mask: Tensor, softcap: float) -> Tensor:
+    """One key-value head's attention [G,W,M] of queries [G,W,d] over keys [M,d], the mask [W,M] added."""
+    group, width, _ = queries.shape
+    mask = mask.expand(group, -1, -1).flatten(0, 1)
+    # One product for the group, several times faster than one a query head.
+    scores = queries.flatten(0, 1) @ keys.T
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    return (scores + mask).softmax(-1).unflatten(0, (group, width))
 
 
 class Score(ABC):
@@ -105,12 +115,13 @@ class KeyDiff(Score):
 
     def __call__(self, layer: Layer) -> Tensor:
         """Scores [KV,M]."""
-        small = layer.keys * 0.0625  # or the square of a key of length 256 leaves the range of an NPU's fp16
+        keys = layer.keys * SMALL if layer.half else layer.keys
         # Keys are never divided by their lengths one by one: two products do it for all.
-        inverse = torch.rsqrt((small * small).sum(-1).clamp(min=TINY)).unsqueeze(1)
-        anchor = (inverse / small.shape[1]) @ small
+        least = TINY if layer.half else TINY / SMALL**2
+        inverse = torch.rsqrt((keys * keys).sum(-1).clamp(min=least)).unsqueeze(1)
+        anchor = (inverse / keys.shape[1]) @ keys
         anchor = anchor * torch.rsqrt(anchor.pow(2).sum(-1, keepdim=True).clamp(min=TINY))
-        return -(anchor @ small.transpose(1, 2) * inverse).squeeze(1)
+        return -(anchor @ keys.transpose(1, 2) * inverse).squeeze(1)
 
 
 class Attention(Score):
@@ -136,7 +147,7 @@ class Tova(Attention):
 
     def share(self, layer: Layer) -> Tensor:
         """α [KV,G,M]."""
-        return attention(layer)[:, :, -1]
+        return torch.stack([p[:, -1] for p in attention(layer)])
 
 
 class SnapKV(Attention):
@@ -148,7 +159,7 @@ class SnapKV(Attention):
 
     def share(self, layer: Layer) -> Tensor:
         """α [KV,G,M]."""
-        return attention(layer).mean(2)
+        return torch.stack([p.mean(1) for p in attention(layer)])
 
 
 class H2O(Attention, Carrying):
@@ -162,8 +173,8 @@ class H2O(Attention, Carrying):
     def observe(self, layer: Layer) -> Tensor:
         """Sums of attention [KV,G,M]."""
         assert layer.carried is not None
-        p = attention(layer)
-        return layer.grouped(layer.carried) + p.sum(2)
+        seen = torch.stack([p.sum(1) for p in attention(layer)])
+        return layer.grouped(layer.carried) + seen
 
     def share(self, layer: Layer) -> Tensor:
         """α [KV,G,M]."""
@@ -187,7 +198,8 @@ class Lru(Carrying):
         first = layer.end - width
         turn, place = torch.arange(width).view(-1, 1) + 1.0, torch.arange(slots)
         even = 1 / (turn + first)
-        now = torch.where(attention(layer) >= even, turn / width, 0.0).amax(2)
+        # A product, because a choice between so many costs as much as all the rest.
+        now = torch.stack([((p >= even).float() * (turn / width)).amax(1) for p in attention(layer)])
         own = torch.where(place >= first, (place - first + 1) / width, 0.0)
         now = torch.maximum(now, own)
         carried = torch.where(now > 0, now, layer.grouped(layer.carried) - 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from edgespec.errors import InputError
+from edgespec.prompts import Prompt
 
 # Tokens that end a turn or a text. Not <|end|>: gpt-oss ends its reasoning with it, and Phi-3, whose turn
 # it ends, lists it in generation_config.json.
@@ -67,6 +69,27 @@ def vocabularies_differ(target: Tokenizer, draft: Tokenizer) -> list[tuple[int, 
 
 def _tokens(tokenizer: Tokenizer) -> dict[int, str]:
     return {i: token for token, i in _load(tokenizer.tokenizer_json, "tokenizer.json").get_vocab().items()}
+
+
+def asked(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], render: Callable[..., str]
+) -> list[tuple[list[int], str]]:
+    """Prompts as token ids with their categories: a user's first turn, where there is a chat template.
+
+    `render` fills a template; a prompt of no token is left out.
+    """
+    encoder = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json.decode())
+    text_of = lambda i: (encoder.id_to_token(i) or "") if i is not None else ""  # noqa: E731
+    end = text_of(tokenizer.stop_ids[0]) if len(tokenizer.stop_ids) == 1 else ""
+    found = []
+    for prompt in prompts:
+        text, start = prompt.text, [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        if tokenizer.chat_template:
+            message = [{"role": "user", "content": text}]
+            text, start = render(tokenizer.chat_template, message, text_of(tokenizer.bos_id), end), []
+        if ids := start + encoder.encode(text, add_special_tokens=False).ids:
+            found.append((ids, prompt.category))
+    return found
 
 
 def directory_tokenizer(directory: Path, config_eos: int | list[int] | None) -> Tokenizer:

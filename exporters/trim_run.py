@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer as Encoder
 
 from edgespec import vocabulary
 from edgespec.config_trim import TrimConfig
 from edgespec.errors import InputError
-from edgespec.exporters.checkpoint import DEMO, Checkpoint, open_checkpoint
+from edgespec.exporters.checkpoint import Checkpoint, open_checkpoint
+from edgespec.exporters.draft_checkpoint import OWN, open_draft
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.head import always_kept
-from edgespec.exporters.plan import EMBEDDING, HEAD, draft_checkpoint
+from edgespec.exporters.plan import EMBEDDING, HEAD
 from edgespec.exporters.samples import Sample, Settings, generate, read
+from edgespec.exporters.tokenizer import asked
 from edgespec.exporters.trim import Corpus, Logits, chosen, curve, ranked, scores, sizes_of
 from edgespec.prompts import read as read_prompts
 from edgespec.trim_result import TrimResult, best
@@ -31,7 +32,7 @@ Render = Callable[[str, Sequence[dict[str, str]], str, str], str]
 def trim(config: TrimConfig, render: Render, progress: Any) -> tuple[TrimResult, Vocabulary]:
     """The curve over sizes and the vocabulary of the one chosen. `render` fills a chat template."""
     target = open_checkpoint(config.target)
-    draft = None if config.draft is None else draft_checkpoint(config.draft, target)
+    draft = None if config.draft is None else open_draft(config.draft, target)
     tokens, vocab = target.tokenizer, target.config.vocab_size
     kept = {i for i in always_kept(tokens.tokenizer_json, tokens.stop_ids, tokens.chat_template) if i < vocab}
     sizes = sizes_of(len(kept), vocab, config.rows)
@@ -39,7 +40,7 @@ def trim(config: TrimConfig, render: Render, progress: Any) -> tuple[TrimResult,
     counted, held_out = zip(*(corpus.split() for corpus in corpora), strict=True)
     score = scores(counted, vocab)
     order = ranked(score, kept)
-    model = draft or draft_checkpoint(DEMO, target)
+    model = draft or open_draft(OWN, target)
     fits = model.config.hidden_size == target.config.hidden_size  # else the target's rows are no rows of its
     context_rows = config.context_rows if fits else 0
     costs = cost_of(target, model)
@@ -86,7 +87,10 @@ def answered(config: TrimConfig, target: Checkpoint, render: Render, progress: A
     weights = config.weights_of or (1,) * max(1, len(config.prompts))
     if not config.prompts:
         return [Corpus(folder.name, weights[0], checked(folder, target))]
-    files = [(Path(name), spread(encoded(name, target, render), config.limit)) for name in config.prompts]
+    files = [
+        (Path(name), spread(asked(target.tokenizer, read_prompts(name), render), config.limit))
+        for name in config.prompts
+    ]
     corpora, model = [], None
     for number, ((path, prompts), weight) in enumerate(zip(files, weights, strict=True), 1):
         place = folder / f"{number}-{path.name.split('.')[0]}"
@@ -107,25 +111,6 @@ def checked(folder: Path, target: Checkpoint) -> tuple[Sample, ...]:
             "give the samples of this target",
         )
     return samples
-
-
-def encoded(path: str, target: Checkpoint, render: Render) -> list[tuple[list[int], str]]:
-    """A file's prompts as token ids, through the chat template where there is one, with their categories."""
-    tokenizer, encoder = target.tokenizer, Encoder.from_str(target.tokenizer.tokenizer_json.decode())
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    text_of = lambda i: (encoder.id_to_token(i) or "") if i is not None else ""  # noqa: E731
-    end = text_of(tokenizer.stop_ids[0]) if len(tokenizer.stop_ids) == 1 else ""
-    found = []
-    for prompt in read_prompts(path):
-        if tokenizer.chat_template:
-            message = [{"role": "user", "content": prompt.text}]
-            text = render(tokenizer.chat_template, message, text_of(tokenizer.bos_id), end)
-            ids = encoder.encode(text, add_special_tokens=False).ids
-        else:
-            ids = start + encoder.encode(prompt.text, add_special_tokens=False).ids
-        if ids:
-            found.append((ids, prompt.category))
-    return found
 
 
 def spread(prompts: list[Any], limit: int) -> list[Any]:

@@ -1,4 +1,6 @@
-"""What is known of devices, as data: the operators that each takes (ops/*.toml). Knows nothing of graphs."""
+"""What is known of devices, as data: the operators that each takes (ops/*.toml), and its figures
+(devices/*.toml, read by profile.py). Knows nothing of graphs.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,9 @@ from importlib.resources import files
 from typing import Any
 
 from edgespec.errors import InputError
+from edgespec.profiles.profile import Figure, Profile, load, names
+
+__all__ = ["Figure", "Profile", "devices", "load", "names", "operators", "reasons", "refused"]
 
 DOMAINS = {"ai.onnx": ""}  # a graph spells the standard domain as the empty string
 Operator = tuple[str, str]

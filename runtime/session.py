@@ -30,6 +30,7 @@ from edgespec.runtime.process import ANSWERS, Process
 from edgespec.runtime.remote import Remote
 from edgespec.runtime.text import Message, Streamed, render
 
+DECIDING = ("drafter", "stop_rule", "draft_tokens", "temperature")  # what a trace says of how it was made
 QUESTIONS = (
     "Explain how a refrigerator works.",
     "Write a short story about a lighthouse keeper and a whale.",
@@ -98,13 +99,15 @@ class Runtime:
         timeout: float = ANSWERS,
         note: Callable[[str], None] | None = None,
         tuned: bool = True,
+        costs: Path | None = None,
     ) -> Runtime:
         """Start the runtime over the bundle in this folder, compiling it first if need be.
 
         `threads` 0: the machine's cores, at most 4. `command`: how to start it instead of the local binary,
         such as an emulator's words; `--bundle PATH` is added. `remote`: start it there, on the copy that
         `edgespec push` made. `note` is told what takes long.
-        `tuned`: use the table of call costs beside the bundle, where there is one of this processor.
+        `tuned`: use the table of call costs beside the bundle, where there is one of this processor. `costs`:
+        another table instead; the file is read before this returns.
         """
         bundle, note = open_bundle(path), note or _to_stderr
         if remote:
@@ -117,7 +120,9 @@ class Runtime:
         start += ["--bundle", str(bundle.path)]
         if threads:
             start += ["--threads", str(threads)]
-        if tuned and not command and (table := table_of(bundle.path)).is_file():
+        if costs:
+            start += ["--table", str(costs)]
+        elif tuned and not command and (table := table_of(bundle.path)).is_file():
             if _is_of(table, cpu()):
                 start += ["--table", str(table)]
             else:
@@ -219,7 +224,8 @@ class Session:
 
         A text goes through the chat template after what was said before; `raw` text and token ids are
         appended as they are. `stops`: texts that end the answer, not part of it. `trace` gets a JSON line for
-        every prompt and round. A reader that leaves early, or Ctrl-C, cancels.
+        every prompt (with what decided how much was drafted) and round. A reader that leaves early, or
+        Ctrl-C, cancels.
         """
         if self.unsure:
             self.truncate(len(self.tokens))
@@ -232,10 +238,13 @@ class Session:
         stop_ids = set(self.runtime.bundle.manifest.tokenizer.stop_ids)
         request = asdict(settings or Settings()) | {"tokens": ids, "trace": trace is not None}
         process = self.runtime.process
+        decided = {name: request[name] for name in DECIDING}
+        decided |= {"table": process.ready.get("table"), "known": known}
         try:
             for event in process.events("generate", session=self.name, **request):
                 if trace is not None and event["event"] in ("prompt", "round"):
-                    trace.write(json.dumps({k: v for k, v in event.items() if k != "id"}) + "\n")
+                    more = decided if event["event"] == "prompt" else {}
+                    trace.write(json.dumps({k: v for k, v in event.items() if k != "id"} | more) + "\n")
                 done = event if event["event"] == "done" else None
                 new = event["tokens"] if event["event"] == "round" else []
                 self.tokens += new

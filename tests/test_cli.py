@@ -71,6 +71,27 @@ TABLE = [
         "error: unknown task 'fly'\nhint:  use one of: text, ",
     ),
     (["eval", "{x}", "-o", "{x}.out", "--budgets", "0"], 2, "error: budgets 0 is not 1 to 99\n"),
+    (["bench", "{x}"], 2, "are required: -o/--output\nhint:  see edgespec bench --help\n"),
+    (["bench", "{x}", "-o", "{x}.json"], 2, "error: no bundle at {x}\n"),
+    (
+        ["bench", "{x}", "-o", "{x}/no/r.json"],
+        2,
+        "error: {x}/no, where output should go, is not a folder\nhint:  mkdir -p {x}/no\n",
+    ),
+    (
+        ["bench", "{x}", "-o", "{x}.json", "--profile", "snapdragon-8-elit"],
+        2,
+        "error: no profile is called 'snapdragon-8-elit'\nhint:  did you mean snapdragon-8-elite or ",
+    ),
+    (["bench", "{x}", "-o", "{x}.json", "--rounds", "0"], 2, "error: rounds 0 is not 1 to 1000\n"),
+    (["bench", "{x}", "-o", "{x}.json", "--prompts", "{x}"], 2, "error: prompts '{x}' is not a file\n"),
+    (["bench", "{x}", "-o", "{x}.json", "--suite", "fly"], 2, "argument --suite: invalid choice: 'fly'"),
+    (["compare", "{x}"], 2, "are required: NEW\nhint:  see edgespec compare --help\n"),
+    (
+        ["compare", "{x}", "{x}"],
+        2,
+        "error: report {x} cannot be read: No such file or directory\nhint:  make it again: edgespec bench",
+    ),
     (["generate", "{x}", "hello"], 2, "error: no bundle at {x}\n"),
     (["generate", "{x}", ""], 2, "error: the prompt is empty\n"),
     (

@@ -168,6 +168,33 @@ def test_what_precedes_the_first_eviction_is_absorbed_once(
         assert all(np.array_equal(a, b) for a, b in pairs)
 
 
+def test_a_compact_bundles_policies_run_as_if_exported_with_them(watching: Bundle, tmp_path: Path) -> None:
+    """Their graphs turn keys by the angles of the bundle's own commit graph. Positions do not matter before
+    the first eviction; after it they do.
+    """
+    source = watching.path.parent / "model"
+    made: dict[str, Bundle] = {}
+    for policy in ("h2o", "keydiff"):
+        how = {"weights": "fp32", "budget": LENGTH, "block": BLOCK, "widths": (2, 8), "sinks": 2, "recent": 8}
+        given = ExportConfig(
+            str(source),
+            str(tmp_path / policy),
+            policy=policy,
+            positions="compact",
+            **how,  # type: ignore[arg-type]
+        )
+        made[policy] = export(given, QUIET, Engine)
+    sample = TASKS["text"](open_material(watching, None, render), LENGTH, BLOCK, 0)
+    cell, whole = Cell("text", LENGTH, 0, "keydiff", 25), Cell("text", LENGTH, 0, "none", 100)
+    (own,) = asked(engines(made["keydiff"], tmp_path).of(cell), sample)
+    (others,) = asked(engines(made["h2o"], tmp_path).of(cell), sample)
+    (absolute,) = asked(engines(watching, tmp_path).of(cell), sample)
+    assert np.array_equal(own, others)
+    assert np.abs(own - absolute).max() > 0.01
+    reference = [asked(engines(b, tmp_path).of(whole), sample)[0] for b in (watching, made["h2o"])]
+    np.testing.assert_array_equal(*reference)
+
+
 class Stops(Engine):
     """An engine that ends the run, as Ctrl-C does, after so many cells."""
 

@@ -46,7 +46,10 @@ CACHES |= {  # what a policy stores beside rows: queries of the block, a score c
     "caote": (16, 8, "caote(h2o)", 1, 2, (16,)),
     "fastcaote": (16, 8, "fastcaote(tova)", 1, 2, (16,)),
     "lru": (12, 4, "lru", 1, 2, (12,)),
+    "compact": (16, 8, "keydiff", 2, 3, (16,)),  # of compact positions
+    "compact h2o": (16, 8, "h2o", 1, 2, (16,)),
 }
+CLOSE += [("llama", "compact")]
 BITWISE = [("llama", "int8", name) for name in CACHES]
 BITWISE += [("llama", "int4", "keydiff"), ("llama", "fp32", "keydiff"), ("llama", "fp16", "keydiff")]
 BITWISE += [("gemma3", "int8", "keydiff"), ("gemma2", "int4", "buckets"), ("qwen3", "int8", "small block")]
@@ -63,7 +66,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
 def exported(source: Checkpoint, contract: str, form: str, which: str, folder: Path, **job: Any) -> Engine:
     budget, block, policy, sinks, recent, buckets = CACHES[which]
     seen = queries(policy, block, 3)
-    cache = CacheSpec(contract, budget, block, policy, sinks, recent, buckets, block, seen)
+    positions = "compact" if which.startswith("compact") else "absolute"
+    cache = CacheSpec(contract, budget, block, policy, sinks, recent, buckets, block, seen, positions)
     widths = tuple(w for w in (2, 3, 8) if w <= block)
     precision = dict.fromkeys(("linear", "head", "embedding"), form)
     return tiny.export_tiny(source, cache, folder, widths, precision=precision, **job)

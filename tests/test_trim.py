@@ -39,7 +39,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
 def test_from_prompts_to_a_bundle(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [prompts(tmp_path / "en.txt", "hello world", 12), prompts(tmp_path / "ko.txt", "안녕", 6)]
     out, page = tmp_path / "v.json", tmp_path / "p.html"
-    command = ["trim", str(source), "--draft", "demo", "--prompts", *map(str, files), "--weights-of", "2,1"]
+    command = ["trim", str(source), "--draft", "layers", "--prompts", *map(str, files), "--weights-of", "2,1"]
     command += ["--context-rows", "8", "-o", str(out), "--html", str(page)]
     code, text, _ = run(capsys, *command, "--json", "-q")
     assert code == 0
@@ -63,7 +63,7 @@ def test_from_prompts_to_a_bundle(source: Path, tmp_path: Path, capsys: pytest.C
     code, text, _ = run(capsys, *wanted, "-o", str(out), "-q")
     assert code == 0 and "acceptance by coverage" in text and "size 270: given" in text
     bundle = tmp_path / "b"
-    command = ["export", str(source), "--draft", "demo", "--draft-vocab", str(out), "-o", str(bundle)]
+    command = ["export", str(source), "--draft", "layers", "--draft-vocab", str(out), "-o", str(bundle)]
     assert run(capsys, *command, *EXPORT)[0] == 0
     draft = open_bundle(bundle).model("draft")
     ids = np.fromfile(bundle / draft.head_ids, "<i4")
@@ -81,7 +81,7 @@ def test_a_vocabulary_of_another_tokenizer_is_refused_by_the_export(
         "export",
         str(source),
         "--draft",
-        "demo",
+        "layers",
         "--draft-vocab",
         str(path),
         "-o",

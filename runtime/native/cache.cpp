@@ -79,14 +79,15 @@ void Cache::append(int rows, int width, const float* new_keys, const float* new_
 void Cache::keep(int layer, const int32_t* keep) {
     const int64_t d = model_.head_dim, n = model_.budget;
     for (int head = 0; head < model_.kv_heads; ++head) {
-        for (int64_t i = 0; i < n; ++i) {
-            const int64_t from = keep ? keep[head * n + i] : model_.block + i;
-            if (from < i || from >= model_.slots() || (keep && i && from <= keep[head * n + i - 1]))
+        const auto place = [&](int64_t i) { return keep ? int64_t(keep[head * n + i]) : model_.block + i; };
+        for (int64_t i = 0; i < n; ++i)
+            if (place(i) < i || place(i) >= model_.slots() || (i && place(i) <= place(i - 1)))
                 throw Error("the commit graph chose rows that are not in order", "export the bundle again");
-            if (from == i) continue;
-            for (int values = 0; values < 2; ++values) {
+        for (int64_t i = 0, run; i < n; i += run) {  // neighbours move together
+            for (run = 1; i + run < n && place(i + run) == place(i) + run;) ++run;
+            for (int values = 0; place(i) != i && values < 2; ++values) {
                 float* at = buffer(values, layer) + head * rows() * d;
-                std::memmove(at + i * d, at + from * d, size_t(d) * sizeof(float));
+                std::memmove(at + i * d, at + place(i) * d, size_t(run * d) * sizeof(float));
             }
         }
     }

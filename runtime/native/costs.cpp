@@ -37,6 +37,10 @@ Costs read_costs(const std::string& file, const Manifest& bundle) {
     if (!agree.is_boolean()) throw Error(file + " does not say whether widths agree", hint);
     Costs out = default_costs(bundle, agree.get<bool>());
     out.name = file.substr(file.rfind('/') + 1);
+    if (data.contains("name")) {  // one that was predicted is called after its profile
+        if (!data["name"].is_string() || data["name"].get_ref<const std::string&>().size() > 256) throw Error(file + " has a name that is no short text", hint);
+        out.name = data["name"].get<std::string>();
+    }
     const auto cost = [&](const nlohmann::json& value) {
         const double us = value.is_number() ? value.get<double>() : -1;
         if (!(us > 0) || !std::isfinite(us)) throw Error(file + " holds a cost that is no positive number", hint);

@@ -63,6 +63,27 @@ REFUSED = [
         "h2o scores every block, and budget 1000 is not a multiple of block 128",
         "use --budget 896, or another --policy",
     ),
+    (
+        {"policy": "none", "positions": "compact"},
+        "positions compact turn keys when rows are evicted, and policy none evicts none",
+        "use --policy keydiff, or leave --positions out",
+    ),
+    ({"policy": "caote(keydiff)"}, "unknown base 'keydiff' of caote", f"use one of: {', '.join(NAMES)}"),
+    (
+        {"draft": "demo", "recent": 300},
+        "sinks 4 + recent 300 protect more rows than the budget 256 keeps",
+        "use --draft-budget 304 or more, or protect fewer rows",
+    ),
+    (
+        {"draft": "demo", "draft_policy": "h2o", "draft_budget": 200},
+        "h2o scores every block, and budget 200 is not a multiple of block 128",
+        "use --draft-budget 128, or another --draft-policy",
+    ),
+    (
+        {"draft": "demo", "draft_policy": "fly"},
+        "unknown policy 'fly'",
+        f"use one of: {', '.join(NAMES)}",
+    ),
     ({"window": 129}, "window 129 is not 1 to 128", "use another --window"),
     ({"device": "gpu"}, "unknown device 'gpu'", "use one of: cpu, npu"),
     ({"format": "tflite"}, "unknown format 'tflite'", "use one of: onnx"),
@@ -101,7 +122,7 @@ REFUSED = [
     (
         {"draft": "/nowhere/model"},
         "draft '/nowhere/model' does not exist",
-        "give a model folder, a .gguf file, or the word demo",
+        "give a model folder, a .gguf file, or the word demo or layers",
     ),
     ({"text": "/nowhere.txt"}, "text '/nowhere.txt' is not a file", "give an existing file to --text"),
     ({"layers": 3}, "unknown setting 'layers'", None),

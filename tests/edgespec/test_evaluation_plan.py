@@ -134,14 +134,17 @@ def test_a_bundle_of_all_queries_runs_every_policy_and_one_of_a_window_keeps_it(
     assert queries("fastcaote(snapkv)", some) == 48
 
 
-def test_keys_that_commits_turn_are_not_evaluated() -> None:
+def test_compact_positions_need_the_angles_of_a_commit_graph() -> None:
     what = entry()
+    compact = dataclasses.replace(what.cache, positions="compact")
+    assert planned(dataclasses.replace(what, cache=compact)).policies
     with pytest.raises(InputError) as caught:
-        planned(dataclasses.replace(what, cache=dataclasses.replace(what.cache, positions="compact")))
-    assert (
-        caught.value.message == "policies are compared at absolute positions, and this bundle's are compact"
+        planned(dataclasses.replace(what, cache=dataclasses.replace(compact, policy="none")))
+    assert caught.value.message == (
+        "commits at compact positions turn keys by angles of the bundle's own commit graph, and this "
+        "one has none"
     )
-    assert caught.value.hint == "export it without --positions"
+    assert caught.value.hint == "export it with --policy keydiff, or without --positions"
 
 
 def test_what_every_policy_has_to_beat_is_always_there() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from edgespec.errors import InputError
-from edgespec.prompts import Prompt, read
+from edgespec.prompts import Prompt, digest, read
+from edgespec.suite import items
 
 
 @pytest.mark.parametrize(
@@ -48,3 +50,15 @@ def test_bad_files(tmp_path: Path, name: str, data: bytes, message: str) -> None
     assert name in str(caught.value) and caught.value.hint
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read(tmp_path / "absent.txt")
+
+
+def test_no_test_prompt_is_among_those_that_the_shipped_draft_learned_from() -> None:
+    """Their hashes ship with the draft (scripts/draft_prompts); one of Spec-Bench would be among them."""
+    learned = set((files("edgespec.exporters") / "demo_draft" / "prompts.sha256").read_text().split())
+    assert len(learned) > 4000
+    assert (
+        digest("Translate Korean to English: 종교가 다른 짝남과 연애할수 있을까?") in learned
+    )  # it is of them
+    tests = [item.text for item in items("specbench", None, 0)]
+    assert len(tests) == 65
+    assert not [text for text in tests if digest(text) in learned]

@@ -89,7 +89,7 @@ def test_npu_fp16_is_near_and_uses_its_own_operators(bundles: Any, source: Path,
 
 
 def test_a_draft_is_compared_over_its_own_head(bundles: Any, source: Path, text: str) -> None:
-    bundle = bundles("fp32", draft="demo", draft_budget=32, draft_rows=280)
+    bundle = bundles("fp32", draft="layers", draft_budget=32, draft_rows=280)
     assert bundle.model("draft").head_rows == 280
     result = run(bundle, source, text)
     assert result.passed, result.lines()

@@ -23,7 +23,7 @@ from tests.helpers import tiny
 from tests.helpers.checkpoints import write_directory
 
 CONTEXT, ROWS = 12, 262
-FLAGS: dict[str, Any] = dict(draft="demo", widths=(2,), budget=32, block=8, sinks=2, recent=4)
+FLAGS: dict[str, Any] = dict(draft="layers", widths=(2,), budget=32, block=8, sinks=2, recent=4)
 FLAGS |= dict(draft_rows=ROWS, draft_budget=16, context_rows=CONTEXT)
 TOKENS = [int(i) for i in np.random.default_rng(5).integers(0, 288, 12)]
 GIVEN = [287, 270, 281, 266, 279]  # in slots that are not in the order of ids
@@ -172,7 +172,7 @@ def test_refusals(source: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--context-rows is given without a draft"):
         ExportConfig(str(source()), str(tmp_path / "b"), context_rows=4).check()
     with pytest.raises(InputError, match="context_rows -1 is not 0 to"):
-        ExportConfig(str(source()), str(tmp_path / "b"), draft="demo", context_rows=-1).check()
+        ExportConfig(str(source()), str(tmp_path / "b"), draft="layers", context_rows=-1).check()
 
 
 def test_another_draft_with_the_target_s_head_has_them(source: Callable[[str], Path], tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from tests.helpers.oracle import EvictingModel, own_logits
 ROWS, LAYERS = 262, 3
 TOKENS = [int(i) for i in np.random.default_rng(2).integers(0, 288, 60)]
 FLAGS: dict[str, Any] = dict(
-    draft="demo", weights="fp32", widths=(2, 4), budget=32, block=8, sinks=2, recent=4
+    draft="layers", weights="fp32", widths=(2, 4), budget=32, block=8, sinks=2, recent=4
 )
 FLAGS |= dict(draft_rows=ROWS, draft_budget=16)
 

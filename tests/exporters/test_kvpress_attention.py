@@ -119,20 +119,21 @@ def test_kvpress_tells_wrong_weights_apart(case: Case) -> None:
     """So that the tests above can fail: the scale, the mask, the window, the grouping of heads."""
     window, kv = case.window, case.kv_heads
     layer = lambda queries: Layer(case.keys, case.slots, queries=queries)  # noqa: E731
-    right = attention(layer(case.queries[-window:]))
+    attended = lambda queries: torch.stack(attention(layer(queries)))  # noqa: E731
+    right = attended(case.queries[-window:])
     unmasked = torch.einsum(
         "whd,hmd->hwm",
         case.queries[-window:],
         case.keys.repeat_interleave(case.queries.shape[1] // case.kv_heads, 0),
     )
     wrong = {
-        "scale": attention(layer(case.queries[-window:] * 2)),
+        "scale": attended(case.queries[-window:] * 2),
         "mask": unmasked.softmax(-1).unflatten(0, (kv, -1)),
         "window": right[:, :, 1:],
     }
     if 1 < case.kv_heads < case.queries.shape[1]:
         shuffled = case.queries.unflatten(1, (case.kv_heads, -1)).transpose(1, 2).flatten(1, 2)
-        wrong["grouping"] = attention(layer(shuffled[-window:]))
+        wrong["grouping"] = attended(shuffled[-window:])
     for what, weights in wrong.items():
         scores = weights.mean(2).mean(1)[:, :-window]
         assert np.abs(scores.numpy() - case.theirs["snapkv"]).max() > 100 * NEAR, what

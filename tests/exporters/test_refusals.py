@@ -172,9 +172,9 @@ def test_a_budget_below_the_window_needs_a_word(tmp_path: Path) -> None:
     error = refusal(source)
     assert error.message == "budget 32 is below source's sliding window of 40 tokens"
     assert error.hint == "use --budget 40 or more, or --truncate-window to shorten the window"
-    error = refusal(source, draft="demo", budget=40)
+    error = refusal(source, draft="layers", budget=40)
     assert error.message == "budget 256 + block 8 are more slots than source's 128 positions"
-    error = refusal(source, draft="demo", budget=40, draft_budget=32)
+    error = refusal(source, draft="layers", budget=40, draft_budget=32)
     assert error.message.startswith("budget 32 is below") and "--draft-budget 40" in error.hint
     assert plan.plan(ExportConfig(target=str(source), output="x", budget=32, block=8, truncate_window=True))
 

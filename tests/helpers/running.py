@@ -10,7 +10,7 @@ from typing import Any
 from edgespec.runtime.build import binary
 from edgespec.runtime.process import Process
 
-PLAIN: dict[str, Any] = {"policy": "keydiff", "draft": "demo", "draft_budget": 32, "draft_rows": 200}
+PLAIN: dict[str, Any] = {"policy": "keydiff", "draft": "layers", "draft_budget": 32, "draft_rows": 200}
 OPEN = {"op": "open", "id": 1, "session": "a"}
 SAY = {"op": "generate", "id": 2, "session": "a", "tokens": [5, 6, 7], "max_new_tokens": 30}
 LIST = {"op": "sessions", "id": 4}

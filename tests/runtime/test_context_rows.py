@@ -17,7 +17,7 @@ from edgespec.runtime.process import Process
 from edgespec.runtime.session import Runtime, Session, Settings
 
 # The draft of a two-layer model is the model itself: what its head holds is accepted, nearly always.
-SMALL: dict[str, Any] = {"draft": "demo", "draft_budget": 48, "draft_rows": 200}
+SMALL: dict[str, Any] = {"draft": "layers", "draft_budget": 48, "draft_rows": 200}
 PROMPTS = ([5, 270, 9, 281, 266, 4, 287, 30], list(range(100, 150)), [*range(258, 288), 17])
 WAYS = [("cost", "both", 0), ("fixed", "draft", 3), ("adaedl", "draft", 1), ("confidence", "both", 3)]
 

@@ -24,7 +24,7 @@ TEXT = "the quick brown fox jumps over the lazy dog"
 
 @pytest.fixture
 def bundle(opened: Callable[..., Runtime], tmp_path: Path) -> Bundle:
-    made = opened(policy="keydiff", draft="demo", draft_budget=32, draft_rows=200).bundle
+    made = opened(policy="keydiff", draft="layers", draft_budget=32, draft_rows=200).bundle
     return open_bundle(shutil.copytree(made.path, tmp_path / "tiny.bundle"))
 
 
@@ -142,7 +142,7 @@ def test_aarch64_speaks_the_same_text(
     """Its kernels may round a row of a wide call otherwise: then the device keeps to one width."""
     program = [*emulator, str(build.binary(print, arch="aarch64"))]
     assert subprocess.run([*program, "--version"], capture_output=True, text=True).stdout == "0.1.0\n"
-    runtime = opened(policy="keydiff", draft="demo", draft_budget=32, draft_rows=200, weights=weights)
+    runtime = opened(policy="keydiff", draft="layers", draft_budget=32, draft_rows=200, weights=weights)
     ids = runtime.encode_raw(TEXT)
     table = tmp_path / "table.json"
     with Runtime.open(runtime.bundle.path, 1, command=program) as arm:

@@ -64,11 +64,12 @@ def oracle(bundle: Bundle, ids: list[int], count: int) -> list[int]:
     return out
 
 
-SMALL: dict[str, Any] = {"draft": "demo", "draft_budget": 32, "draft_rows": 200}
+SMALL: dict[str, Any] = {"draft": "layers", "draft_budget": 32, "draft_rows": 200}
 CELLS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"policy": "h2o", "draft_policy": "caote(snapkv)", **SMALL}, {"drafter": "both", "stop_rule": "fixed"}),
     ({"policy": "lru", "draft_policy": "h2o", **SMALL}, {"drafter": "draft", "stop_rule": "fixed"}),
     ({"policy": "keydiff", "positions": "compact", **SMALL}, {"drafter": "both", "stop_rule": "fixed"}),
+    ({"policy": "caote(h2o)", "positions": "compact", "weights": "int8", **SMALL}, {"drafter": "draft"}),
     ({"policy": "keydiff", **SMALL}, {"drafter": "both", "stop_rule": "cost"}),
     ({"policy": "keydiff", **SMALL}, {"drafter": "draft", "stop_rule": "fixed"}),
     ({"policy": "keydiff", **SMALL}, {"drafter": "draft", "stop_rule": "adaedl", "draft_tokens": 2}),
@@ -95,6 +96,28 @@ def test_speculative_text_is_plain_text(
         assert say(runtime, ids, **how) == plain
         if runtime.bundle.model("target").widths_agree:
             assert plain == oracle(runtime.bundle, ids, 40)
+
+
+@pytest.mark.parametrize("drafter", ["draft", "both"])
+def test_a_text_goes_on_past_the_trained_positions(opened: Callable[..., Runtime], drafter: str) -> None:
+    """Under compact positions, speculative, plain, and by the engine: the same tokens, twice as many."""
+    runtime = opened(policy="keydiff", positions="compact", **SMALL)
+    trained = runtime.bundle.model("target").spec.positions
+    ids, count = runtime.encode_raw(TEXT)[:40], 2 * trained
+    said: dict[str, list[int]] = {}
+    for how in ("none", drafter):
+        how_long = {"max_new_tokens": count, "stop_ids": []}
+        runtime.process.ask("open", session=how)
+        events = runtime.process.events("generate", session=how, tokens=ids, drafter=how, **how_long)
+        said[how] = [token for event in events if event["event"] == "round" for token in event["tokens"]]
+        runtime.process.ask("close", session=how)
+    assert len(said["none"]) == count > trained
+    assert said[drafter] == said["none"]
+    engine = Engine(runtime.bundle.path, runtime.bundle.model("target"), 1)
+    plain = [int(engine.prefill(ids).argmax())]
+    while len(plain) < count:
+        plain.append(engine.step(plain[-1]))
+    assert plain == said["none"]
 
 
 def test_turns_cuts_and_snapshots(opened: Callable[..., Runtime], tmp_path: Path) -> None:

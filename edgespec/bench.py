@@ -1,0 +1,111 @@
+"""Runs the benchmark: every prompt plainly and speculatively, contenders in turns: drift meets them alike.
+
+Knows no runtime: a contender says how to start its own. Each round starts new processes (a process's luck
+with memory is a part of the noise) and warms them up with one prompt that counts for nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from edgespec.bench_log import BenchLog, Entry
+from edgespec.bench_report import SPECULATIVE, Sample, Traced
+from edgespec.environment import load, temperature_c
+from edgespec.errors import InputError
+from edgespec.progress import Progress
+from edgespec.suite import Item
+
+COUNTS = ("tokens_prompt", "tokens_new", "verify_calls", "draft_calls")
+TIMES = ("time_first_token_s", "time_decode_s", "time_graphs_s")
+Ways = Mapping[str, Any]  # the settings of each way to answer, plain or speculative
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of what is compared: `start` opens its runtime, a context manager with sessions."""
+
+    name: str
+    start: Callable[[], Any]
+
+
+def run(
+    contenders: Sequence[Contender],
+    items: Sequence[Item],
+    ways: Ways,
+    rounds: int,
+    log: BenchLog,
+    progress: Progress,
+) -> None:
+    """Answer what the log lacks, and note it there."""
+    for number in range(rounds):
+        missing = [item for item in items if (number, item.name) not in log.done]
+        if not missing:
+            continue
+        with progress.stage(f"round {number + 1} of {rounds}") as advance, ExitStack() as stack:
+            runtimes = {c.name: stack.enter_context(c.start()) for c in contenders}
+            _answered(runtimes, missing[0], ways, number, 0)
+            for turn, item in enumerate(missing):
+                entry = _answered(runtimes, item, ways, number, turn)
+                log.add(entry)
+                if entry.left_out:
+                    progress.note(entry.left_out)
+                advance(turn + 1, len(missing))
+
+
+def _answered(runtimes: Mapping[str, Any], item: Item, ways: Ways, number: int, turn: int) -> Entry:
+    """One prompt, answered in every way by every contender; the order turns round from prompt to prompt."""
+    samples: dict[str, list[Sample]] = {name: [] for name in runtimes}
+    traces: dict[str, list[Traced]] = {name: [] for name in runtimes}
+    order = [(way, name) for way in ways for name in runtimes]
+    try:
+        for way, name in order[:: -1 if (turn + number) % 2 else 1]:
+            sample, events = answer(runtimes[name], item, way, ways[way], number)
+            samples[name].append(sample)
+            if way == SPECULATIVE and number == 0:
+                traces[name].append(Traced(item.name, item.category, events))
+    except InputError as error:
+        return Entry(number, item.name, f"{item.name} is left out: {error.message}", {}, {})
+    done = {name: tuple(found) for name, found in samples.items()}
+    return Entry(number, item.name, "", done, {name: tuple(found) for name, found in traces.items()})
+
+
+def answer(runtime: Any, item: Item, way: str, settings: Any, number: int) -> tuple[Sample, tuple[Any, ...]]:
+    """One answer of a new session: what it took, and the runtime's record of it."""
+    session, trace = runtime.session(), io.StringIO()
+    try:
+        said = session.generate(item.text, settings, trace=trace)
+    finally:
+        session.close()
+    stats = said.stats
+    sample = Sample(
+        prompt=item.name,
+        category=item.category,
+        round=number,
+        way=way,
+        drafted_by_position=tuple(stats["drafted_by_position"]),
+        accepted_by_position=tuple(stats["accepted_by_position"]),
+        bytes_memory=stats["bytes_rss_peak"],
+        load=load(),
+        temperature_c=temperature_c(),
+        text_sha256=hashlib.sha256(json.dumps(said.tokens).encode()).hexdigest(),
+        **{name: stats[name] for name in (*COUNTS, *TIMES, "c")},
+    )
+    return sample, tuple(_event(line) for line in trace.getvalue().splitlines())
+
+
+def _event(line: str) -> dict[str, Any]:
+    """A record without what no replay reads."""
+    event: dict[str, Any] = json.loads(line)
+    return {name: value for name, value in event.items() if name not in ("entropy", "lambda")}
+
+
+def entries(log: BenchLog, items: Sequence[Item]) -> list[Entry]:
+    """What was answered or left out, in the order of rounds and prompts."""
+    order = {item.name: i for i, item in enumerate(items)}
+    return sorted(log.done.values(), key=lambda e: (e.round, order[e.prompt]))

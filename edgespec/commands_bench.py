@@ -1,0 +1,295 @@
+"""`edgespec bench` and `edgespec compare`: the first measures and predicts, the second is the gate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgespec.config import EvalConfig
+from edgespec.config_bench import BenchConfig, CompareConfig, share
+from edgespec.console import load, print_json, verified, written
+from edgespec.errors import InputError
+from edgespec.progress import Progress
+
+NEW, BASE = "new", "base"
+WARM_UP = 1  # prompts before every round that count for nothing
+
+
+def bench(config: BenchConfig, as_json: bool, progress: Progress) -> int:
+    """Measure a bundle on prompts, with and without speculation, and predict its speed on devices."""
+    config.check()
+    from edgespec.bench_figures import texts_different
+    from edgespec.bench_report import to_json, write
+    from edgespec.bench_table import to_table
+
+    log, reports = _measured(config, progress)
+    for name, path in ((BASE, config.base_output), (NEW, config.output)):
+        if name in reports:
+            write(reports[name], path)
+    report = reports[NEW]
+    if config.html:
+        from edgespec.bench_page import page
+
+        with written(config.html) as file:
+            file.write(page(report))
+    log.remove()
+    if as_json:
+        print_json("report", to_json(report))
+    else:
+        print(to_table(report), end="")
+    base = config.base_output if BASE in reports else "BASE.json"
+    progress.note(f"next: edgespec compare {base} {config.output}")
+    return 1 if texts_different(report) else 0
+
+
+def compare(config: CompareConfig, as_json: bool, progress: Progress) -> int:
+    """Judge a report against a base; exit 1 if anything got worse."""
+    config.check()
+    from edgespec.bench_report import read
+    from edgespec.gate import Rules
+    from edgespec.gate import compare as judge
+    from edgespec.gate_facts import refuse_different
+    from edgespec.gate_report import github, junit, markdown, table, to_json
+
+    base, new = read(config.base), read(config.new)
+    rules = Rules(share("fail_over", config.fail_over), share("be_tolerance", config.be_tolerance))
+    refuse_different(base, new)
+    verdict = judge(base, new, _replayed(base, new, config.profile, progress), rules)
+    for path, text in ((config.markdown, markdown), (config.junit, junit)):
+        if path:
+            with written(path) as file:
+                file.write(text(verdict))
+    if config.github:
+        print("\n".join(github(verdict)), file=sys.stderr if as_json else sys.stdout)
+        if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+            with suppress(OSError), open(summary, "a", encoding="utf-8") as file:
+                file.write(markdown(verdict))
+    if as_json:
+        print_json("verdict", to_json(verdict))
+    elif not config.github:
+        print(table(verdict), end="")
+    return 0 if verdict.passed else 1
+
+
+def speculation(config: EvalConfig, as_json: bool, progress: Progress) -> int:
+    """`edgespec eval --speculation`: all drafters and stop rules; exit 1 if a greedy text changed."""
+    from edgespec.bench_figures import ALL, c_parameters
+    from edgespec.bench_report import bundle_facts
+    from edgespec.predict import counted
+    from edgespec.speculation import rows, to_table
+    from edgespec.work import of_bundle
+
+    bundle, folder = verified(config.bundle, progress), Path(config.output)
+    folder.mkdir(exist_ok=True)
+    ways, settings, samples = _drafted(config, bundle, folder / "speculation.jsonl", progress)
+    works = tuple(counted(work) for work in of_bundle(bundle).values())
+    found = rows(samples, ways, c_parameters(bundle_facts(bundle, settings["bundle"]).models, works))
+    loads = [s.load for s in samples]
+    facts = {
+        "prompts": len({s.prompt for s in samples}),
+        "threads": settings["threads"],
+        "cpu": settings["cpu"],
+    }
+    facts |= {"load": f"{min(loads):.1f}..{max(loads):.1f}"}
+    result = {"facts": facts, "settings": settings, "rows": [row.to_json() for row in found]}
+    with written(str(folder / "speculation.json")) as file:
+        json.dump({"schema": "edgespec.speculation/1", **result}, file, indent=1)
+    if as_json:
+        print_json("speculation", result)
+    else:
+        print(to_table(found, facts), end="")
+    return 1 if any(r.texts_different for r in found if r.figures.category == ALL) else 0
+
+
+def _drafted(
+    config: EvalConfig, bundle: Any, path: Path, progress: Progress
+) -> tuple[Any, dict[str, Any], Any]:
+    """Every way to draft, how it was measured, and its samples, from a record: a stopped run goes on."""
+    from edgespec.bench import Contender, entries, run
+    from edgespec.bench_log import BenchLog
+    from edgespec.speculation import ways_of
+    from edgespec.suite import digest, items
+
+    chosen = items("specbench", config.prompts, config.limit)
+    start = partial(_open, bundle, config.threads, progress)
+    environment, costs = _facts({NEW: start})
+    models = {m.name: m for m in bundle.manifest.models}
+    most = max(g.width for g in models["target"].graphs if g.kind == "verify") - 1
+    ways = ways_of("draft" in models, config.heats, most)
+    settings = {"prompts_sha256": digest(chosen), "tokens": config.tokens, "ways": [w.name for w in ways]}
+    settings |= {"costs": costs[NEW], "bundle": _digest(bundle), "threads": environment.threads}
+    settings |= {"cpu": environment.cpu}
+    log = BenchLog(path, settings, asdict(environment))
+    settings_type = load("edgespec.runtime.session", "Settings", extra="onnx")
+    how = {w.name: settings_type(max_new_tokens=config.tokens, **asdict(w)) for w in ways}
+    run([Contender(NEW, start)], chosen, how, 1, log, progress)
+    done = entries(log, chosen)
+    samples = [s for e in done for s in e.samples.get(NEW, ())]
+    if not samples:
+        raise InputError(
+            f"no prompt could be answered: {done[0].left_out}", "give shorter ones with --prompts"
+        )
+    return ways, settings, samples
+
+
+def _open(bundle: Any, threads: int, progress: Progress) -> Any:
+    """The runtime of a bundle."""
+    runtime_type = load("edgespec.runtime.session", "Runtime", extra="onnx")
+    return runtime_type.open(bundle.path, threads, note=progress.note)
+
+
+def _replayed(base: Any, new: Any, wanted: Sequence[str], progress: Progress) -> list[Any]:
+    """The base's traces on both bundles, under the devices asked for, or else those of the base."""
+    from edgespec.gate_facts import predicted
+    from edgespec.predict import predict, works
+    from edgespec.profiles import load as profile_of
+
+    profiles = _profiles(wanted) if wanted else []
+    for name in () if wanted else (p.profile for p in base.predicted):
+        try:
+            profiles.append(profile_of(name))
+        except InputError as error:
+            progress.note(f"{name} is left out: {error.message}; give its file to --profile")
+    return predicted(*(predict(base.traces, works(r.counted), profiles) for r in (base, new)))
+
+
+def _measured(config: BenchConfig, progress: Progress) -> tuple[Any, dict[str, Any]]:
+    """The log, and the report of each contender, of a benchmark that is run or goes on."""
+    from edgespec.bench import Contender, run
+    from edgespec.bench_log import BenchLog
+    from edgespec.bench_report import PLAIN, SPECULATIVE
+    from edgespec.suite import digest, items
+
+    profiles = _profiles(config.profile)
+    chosen = items(config.suite, config.prompts, config.limit)
+    bundles = {NEW: verified(config.bundle, progress)}
+    if config.against or config.against_binary:
+        bundles[BASE] = verified(config.against or config.bundle, progress)
+    starts = {name: partial(_start, config, name, bundle, progress) for name, bundle in bundles.items()}
+    environment, costs = _facts(starts)
+    names = ("tokens", "rounds", "drafter", "stop_rule", "draft_tokens")
+    settings = {name: getattr(config, name) for name in names} | {
+        "suite": Path(config.prompts).name if config.prompts else config.suite,
+        "prompts": len(chosen),
+        "prompts_sha256": digest(chosen),
+        "warm_up": WARM_UP,
+        "threads": environment.threads,
+    }
+    manifests = {name: _digest(bundle) for name, bundle in bundles.items()}
+    same = {**settings, "costs": costs, "bundles": manifests, "cpu": environment.cpu}
+    log = BenchLog(Path(f"{config.output}.part"), same, asdict(environment))
+    settings_type = load("edgespec.runtime.session", "Settings", extra="onnx")
+    how = {
+        "stop_rule": config.stop_rule,
+        "draft_tokens": config.draft_tokens,
+        "max_new_tokens": config.tokens,
+    }
+    drafters = {PLAIN: "none", SPECULATIVE: config.drafter}
+    ways = {way: settings_type(drafter=drafter, **how) for way, drafter in drafters.items()}
+    run(
+        [Contender(name, start) for name, start in starts.items()], chosen, ways, config.rounds, log, progress
+    )
+    reports = {}
+    for name, bundle in bundles.items():
+        with progress.stage(f"predictions of the {name} bundle"):
+            given = {**settings, "costs": costs[name]}
+            reports[name] = _report(name, bundle, manifests[name], given, log, chosen, profiles, progress)
+    return log, reports
+
+
+def _report(
+    name: str,
+    bundle: Any,
+    digest: str,
+    settings: Any,
+    log: Any,
+    chosen: Sequence[Any],
+    profiles: Sequence[Any],
+    progress: Progress,
+) -> Any:
+    """One contender's report, from the log."""
+    from edgespec.bench import entries
+    from edgespec.bench_report import BenchSettings, Environment, Report, bundle_facts
+    from edgespec.predict import counted, predict
+    from edgespec.work import of_bundle
+
+    done = entries(log, chosen)
+    left_out = tuple(dict.fromkeys(e.left_out for e in done if e.left_out))
+    samples = tuple(s for e in done for s in e.samples.get(name, ()))
+    if not samples:
+        raise InputError(f"no prompt could be answered: {left_out[0]}", "give shorter prompts with --prompts")
+    traces = tuple(t for e in done for t in e.traces.get(name, ()))
+    works = of_bundle(bundle)
+    predicted: list[Any] = []
+    for profile in profiles:
+        try:
+            predicted += predict(traces, works, [profile])
+        except InputError as error:  # it lacks the bundle's arithmetic
+            progress.note(f"{profile.name} is left out: {error.message}")
+    return Report(
+        log.head["run"],
+        log.head["made"],
+        Environment(**log.head["facts"]),
+        bundle_facts(bundle, digest),
+        tuple(counted(work) for work in works.values()),
+        BenchSettings(**settings),
+        left_out,
+        tuple(predicted),
+        samples,
+        traces,
+    )
+
+
+def _start(config: BenchConfig, name: str, bundle: Any, progress: Progress) -> Any:
+    """A contender's runtime; a base's own binary gets the table of call costs that ours would."""
+    runtime_type = load("edgespec.runtime.session", "Runtime", extra="onnx")
+    command: list[str] = []
+    if name == BASE and config.against_binary:
+        table = load("edgespec.runtime.session", "table_of", extra="onnx")(bundle.path)
+        command = [config.against_binary, *(["--table", str(table)] if table.is_file() else [])]
+    return runtime_type.open(bundle.path, config.threads, command=command, note=progress.note)
+
+
+def _facts(starts: Mapping[str, Callable[[], Any]]) -> tuple[Any, dict[str, str]]:
+    """The machine, and the costs that each contender reckons with: each is started once to tell."""
+    from edgespec import environment as here
+    from edgespec.bench_report import Environment
+
+    load_start, ready = here.load(), {}
+    for name, start in starts.items():
+        with start() as runtime:
+            ready[name] = runtime.process.ready
+    cpu, cores = load("edgespec.runtime.session", "cpu", extra="onnx")(), os.cpu_count() or 1
+    threads = int(ready[NEW]["threads"])
+    warmth = here.temperature_c()
+    found = Environment(
+        cpu, cores, threads, here.system(), here.governor(), load_start, warmth, here.packages()
+    )
+    return found, {name: str(answer["table"]) for name, answer in ready.items()}
+
+
+def _profiles(wanted: Sequence[str]) -> list[Any]:
+    """The devices asked for, or all that are known."""
+    from edgespec.profiles import load as profile_of
+    from edgespec.profiles import names
+
+    return [profile_of(name) for name in wanted or names()]
+
+
+def _digest(bundle: Any) -> str:
+    """SHA-256 of the manifest, which holds those of all files."""
+    from edgespec.bundle import MANIFEST
+
+    return hashlib.sha256((bundle.path / MANIFEST).read_bytes()).hexdigest()
+
+
+COMMANDS: tuple[tuple[Callable[..., int], type], ...] = ((bench, BenchConfig), (compare, CompareConfig))
+GROUPS: dict[str, str] = {}

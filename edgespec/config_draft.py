@@ -1,0 +1,103 @@
+"""What the commands that make a draft can be told."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from edgespec.errors import InputError
+from edgespec.flags import between, check_file, check_model, flag, one_of
+
+LOSSES = ("kl", "tvd", "tvd++", "lk")
+THREADS = "threads; 0: the machine's cores"
+
+
+@dataclass(frozen=True)
+class DraftSamplesConfig:
+    """`edgespec draft samples`: whose texts, from which prompts, and where they go."""
+
+    target: str = flag("Hugging Face folder, .gguf file, or the word demo", positional=True)
+    prompts: tuple[str, ...] = flag("files of prompts (.jsonl, .json, .csv, .txt)")
+    output: str = flag("folder of the samples; a run that was stopped goes on there", short="-o")
+    max_new_tokens: int = flag("most tokens of one answer", 192)
+    batch: int = flag("prompts answered side by side", 48)
+    top: int = flag("the target's likeliest tokens that are kept for each place", 32)
+    weights: str = flag(
+        "arithmetic of the target: int8 is the shipped bundle's", "int8", choices=("int8", "fp32")
+    )
+    share: str = flag("i/n writes every n-th batch from the i-th, for several machines", "0/1")
+    seed: int = flag("of the order and the sampling", 0)
+    threads: int = flag(THREADS, 0)
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """i and n of `share`."""
+        first, _, second = self.share.partition("/")
+        return int(first), int(second)
+
+    def check(self) -> DraftSamplesConfig:
+        """Itself, or an InputError for the first value that cannot work."""
+        check_model("target", self.target)
+        if not self.prompts:
+            raise InputError("no file of prompts is given", "name some with --prompts")
+        for path in self.prompts:
+            check_file("prompts", path)
+        between("max_new_tokens", self.max_new_tokens, 1, 2**16)
+        between("batch", self.batch, 1, 2**12)
+        between("top", self.top, 1, 2**10)
+        between("threads", self.threads, 0, 256)
+        try:
+            i, n = self.part
+        except ValueError:
+            i, n = 1, 0
+        if not 0 <= i < n:
+            raise InputError(f"share {self.share!r} is no part", "write 0/2 and 1/2 for two machines")
+        check_folder("output", self.output)
+        return self
+
+
+@dataclass(frozen=True)
+class DraftTrainConfig:
+    """`edgespec draft train`: the target, its samples, and how long and on what loss a draft learns."""
+
+    target: str = flag("Hugging Face folder, .gguf file, or the word demo", positional=True)
+    samples: str = flag("folder that edgespec draft samples made")
+    output: str = flag("folder of the draft; a training that was stopped goes on there", short="-o")
+    layers: tuple[int, ...] = flag("layers of the target that the draft begins as", ())
+    init: str = flag("a trained draft to begin with instead", "")
+    draft_rows: int = flag("rows of the trimmed head, the samples' most frequent tokens", 8192)
+    loss: str = flag(f"what is made small: {', '.join(LOSSES)}", "kl", choices=LOSSES)
+    steps: int = flag("steps of the optimizer", 2000)
+    rate: float = flag("the highest learning rate", 7e-4)
+    tokens: int = flag("padded tokens of one step", 800)
+    measure: int = flag("steps between two measurements of BE on held-out texts", 200)
+    patience: int = flag("measurements without a better BE before it stops; 0: never", 0)
+    seed: int = flag("of the order of the texts", 0)
+    threads: int = flag(THREADS, 0)
+
+    def check(self) -> DraftTrainConfig:
+        """Itself, or an InputError for the first value that cannot work."""
+        check_model("target", self.target)
+        one_of("loss", self.loss, LOSSES)
+        between("draft_rows", self.draft_rows, 1, 2**24)
+        between("steps", self.steps, 1, 2**30)
+        between("rate", self.rate, 1e-8, 1)
+        between("tokens", self.tokens, 16, 2**24)
+        between("measure", self.measure, 1, 2**30)
+        between("patience", self.patience, 0, 2**20)
+        between("threads", self.threads, 0, 256)
+        if self.init and self.layers:
+            raise InputError("--init and --layers both say what the draft begins as", "leave one out")
+        if self.init and not os.path.isdir(self.init):
+            raise InputError(f"init {self.init!r} is not a folder", "name one that draft train made")
+        check_folder("output", self.output)
+        return self
+
+
+def check_folder(name: str, path: str) -> None:
+    """InputError where a folder for results cannot be made."""
+    parent = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(parent):
+        raise InputError(f"{parent}, where {name} should go, is not a folder", f"mkdir -p {parent}")
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise InputError(f"{path} exists and is no folder", "choose another folder with -o")

@@ -1,0 +1,122 @@
+"""How good a bundle's drafts are: every drafter and stop rule at every temperature, beside plain decoding.
+
+Decides the ways and puts their figures in rows; the answers come from the benchmark's loop (bench).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from edgespec.bench_figures import ALL, Figures, by_key, figures_of
+from edgespec.bench_report import PLAIN, SPECULATIVE, Sample
+from edgespec.bench_table import spread_cell
+
+LENGTHS = (1, 2, 4)  # drafts of one length, the plainest rule, for comparison
+NGRAM = ("ngram", "cost", 0)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to answer: who drafts, when a draft ends, its length if fixed, and the temperature."""
+
+    drafter: str
+    stop_rule: str
+    draft_tokens: int
+    temperature: float
+
+    @property
+    def name(self) -> str:
+        """As `draft fixed 4 at 0.7`."""
+        length = f" {self.draft_tokens}" if self.draft_tokens else ""
+        return f"{self.drafter} {self.stop_rule}{length} at {self.temperature:g}"
+
+
+@dataclass(frozen=True)
+class SpeculationRow:
+    """A way's figures in one category, or in all; `texts_different`: greedy answers that are not plain's."""
+
+    way: Way
+    figures: Figures
+    texts_different: int
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat object with the figures' own names."""
+        return {**asdict(self.way), "texts_different": self.texts_different, **asdict(self.figures)}
+
+
+def plain(temperature: float) -> Way:
+    """Decoding without drafts."""
+    return Way("none", "cost", 0, temperature)
+
+
+def ways_of(has_draft: bool, temperatures: Sequence[float], most: int) -> list[Way]:
+    """Every way, plain decoding first; without a draft model only prompt lookup drafts. `most` tokens fit a
+    call."""
+    kinds = [NGRAM]
+    if has_draft:
+        lengths = [n for n in LENGTHS if n < most]
+        kinds += [("draft", rule, 0) for rule in ("cost", "adaedl", "confidence")]
+        kinds += [("draft", "fixed", n) for n in (*lengths, most)]
+        kinds += [("both", "cost", 0)]
+    return [w for t in temperatures for w in (plain(t), *(Way(*kind, t) for kind in kinds))]
+
+
+def rows(samples: Sequence[Sample], ways: Sequence[Way], c_parameters: float) -> list[SpeculationRow]:
+    """A row for every way but plain: all prompts first, then each category."""
+    categories = list(dict.fromkeys(s.category for s in samples))
+    found = []
+    for way in ways:
+        if way == plain(way.temperature):
+            continue
+        names = {plain(way.temperature).name: PLAIN, way.name: SPECULATIVE}
+        both = [replace(s, way=names[s.way]) for s in samples if s.way in names]
+        for category in (ALL, *categories):
+            some = [s for s in both if category in (ALL, s.category)]
+            found.append(SpeculationRow(way, figures_of(category, some, c_parameters), different(some, way)))
+    return found
+
+
+def different(samples: Sequence[Sample], way: Way) -> int:
+    """Greedy answers whose text is not the plain one's; sampled texts differ by right."""
+    if way.temperature:
+        return 0
+    first, ours = by_key(samples, PLAIN), by_key(samples, SPECULATIVE)
+    return sum(first[key].text_sha256 != s.text_sha256 for key, s in ours.items() if key in first)
+
+
+def to_table(found: Sequence[SpeculationRow], facts: Mapping[str, Any]) -> str:
+    """The rows over all prompts, a line each, then BE and speed of each category under the default rule."""
+    head = ("drafter", "rule", "T", "BE", "gamma", "c", "MBSU", "by parameters", "speed-up", "acceptance")
+    lines: list[tuple[str, ...]] = [head]
+    for row in (r for r in found if r.figures.category == ALL):
+        way, f = row.way, row.figures
+        rule = f"{way.stop_rule} {way.draft_tokens or ''}".strip()
+        speed = spread_cell(f.speedup, ".2f")
+        places = " ".join(f"{a:.0%}" for a in f.acceptance)
+        cells = (f"{f.block_efficiency:.2f}", f"{f.gamma:.2f}", f"{f.c:.3f}", f"{f.mbsu:.2f}")
+        lines.append(
+            (way.drafter, rule, f"{way.temperature:g}", *cells, f"{f.mbsu_parameters:.2f}", speed, places)
+        )
+    text = columns(lines)
+    first = ("draft" if any(r.way.drafter == "draft" for r in found) else "ngram", "cost", 0)
+    parts: list[tuple[str, ...]] = [("category", "prompts", "BE", "MBSU", "speed-up")]
+    for row in found:
+        if (row.way.drafter, row.way.stop_rule, row.way.draft_tokens) == first and row.way.temperature == 0:
+            f = row.figures
+            speed = "-" if f.speedup is None else f"{f.speedup.median:.2f}"
+            parts.append((f.category, str(f.prompts), f"{f.block_efficiency:.2f}", f"{f.mbsu:.2f}", speed))
+    text += f"\n{first[0]} {first[1]} at 0, by category\n{columns(parts)}" if len(parts) > 1 else ""
+    wrong = sum(r.texts_different for r in found if r.figures.category == ALL)
+    said = f"greedy texts that differ from plain decoding's: {wrong}\n"
+    return text + "\n" + said + "".join(f"{name}: {value}\n" for name, value in facts.items())
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Cells in columns as wide as their widest."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() + "\n"
+        for line in lines
+    )

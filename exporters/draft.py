@@ -1,0 +1,129 @@
+"""From a target to a draft: its samples, the training on them, and the folder that an export reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from edgespec.config_draft import DraftSamplesConfig, DraftTrainConfig
+from edgespec.errors import InputError
+from edgespec.exporters.checkpoint import Checkpoint, open_checkpoint
+from edgespec.exporters.distill import MODEL, Training, train
+from edgespec.exporters.draft_checkpoint import open_draft, save_draft
+from edgespec.exporters.head import always_kept
+from edgespec.exporters.rounded import rounded
+from edgespec.exporters.samples import Sample, Settings, generate, read
+from edgespec.exporters.self_draft import draft_of
+from edgespec.exporters.tokenizer import asked
+from edgespec.exporters.trim import Corpus, chosen, ranked, scores
+from edgespec.prompts import Prompt
+
+HELD_OUT = 20  # every 20th text is measured on and not learned
+ENDS = 2  # layers of the target's beginning, and of its end, that a draft begins as
+
+
+def write_samples(
+    config: DraftSamplesConfig, prompts: Sequence[Prompt], render: Callable[..., str], progress: Any
+) -> dict[str, Any]:
+    """Write the target's answers to the prompts; how many texts and tokens the folder then holds."""
+    set_threads(config.threads)
+    with progress.stage("checkpoint"):
+        target = open_checkpoint(config.target)
+        model = target.load_model()
+        model = rounded(model) if config.weights == "int8" else model
+        most = target.config.get_text_config().max_position_embeddings // 2
+        given = [one for one in asked(target.tokenizer, prompts, render) if len(one[0]) <= most]
+    settings = Settings(config.max_new_tokens, config.batch, config.top, seed=config.seed)
+    folder = Path(config.output)
+    with progress.stage("samples") as advance:
+        generate(model, given, target.tokenizer.stop_ids, folder, settings, advance, config.part)
+    texts = list(read(folder))
+    return {
+        "folder": str(folder),
+        "texts": len(texts),
+        "tokens": sum(len(s.tokens) - s.prompt for s in texts),
+    }
+
+
+def train_draft(config: DraftTrainConfig, progress: Any) -> dict[str, Any]:
+    """Train, then write the best checkpoint as a draft's folder; its facts."""
+    from accelerate import Accelerator
+
+    set_threads(config.threads)
+    folder, work = Path(config.output), Path(config.output) / "training"
+    with progress.stage("checkpoint"):
+        target = open_checkpoint(config.target)
+        first = beginning(config, target)
+        model = first.load_model()
+    with progress.stage("samples"):
+        texts = list(read(Path(config.samples)))
+        held_out = texts[::HELD_OUT]
+        learned_from = [s for i, s in enumerate(texts) if i % HELD_OUT]
+        kept = frequent(target, learned_from, config.draft_rows)
+    training = Training(
+        config.steps, config.loss, config.rate, min(50, config.steps // 10), config.tokens, seed=config.seed,
+        measure=config.measure, patience=config.patience,
+    )  # fmt: skip
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    note = progress.note if accelerator.is_main_process else lambda _: None
+    with progress.stage("training") as advance:
+        state = train(
+            model,
+            learned_from,
+            held_out,
+            np.array(sorted(kept)),
+            work,
+            training,
+            accelerator,
+            advance,
+            note,
+        )
+    if accelerator.is_main_process:
+        facts = {
+            "block_efficiency": state["best"],
+            "drafts": training.drafts,
+            "tokens_learned": state["tokens"],
+            "samples": len(learned_from),
+            "training": asdict(training),
+            "begins_as": config.init or list(layers(config, target)),
+        }
+        save_draft(folder, target, first.config, load_file(work / MODEL), kept, facts)
+    accelerator.wait_for_everyone()
+    return json.loads((folder / "draft.json").read_text(encoding="utf-8"))
+
+
+def beginning(config: DraftTrainConfig, target: Checkpoint) -> Checkpoint:
+    """What the draft is before the first step."""
+    if config.init:
+        return open_draft(config.init, target)
+    return draft_of(target, layers(config, target))
+
+
+def layers(config: DraftTrainConfig, target: Checkpoint) -> tuple[int, ...]:
+    """The target's layers that the draft begins as: those given, or its first and last two."""
+    count = target.config.get_text_config().num_hidden_layers
+    chosen = config.layers or tuple(sorted({*range(min(ENDS, count)), *range(max(0, count - ENDS), count)}))
+    if chosen[-1] >= count or min(chosen) < 0:
+        raise InputError(f"{target.source} has no layer {chosen[-1]}", f"use --layers below {count}")
+    return chosen
+
+
+def frequent(target: Checkpoint, texts: Sequence[Sample], rows: int) -> tuple[int, ...]:
+    """The ids of a head of `rows`, most frequent first, by the rule of `edgespec trim`."""
+    vocab, tokens = target.config.get_text_config().vocab_size, target.tokenizer
+    kept = {i for i in always_kept(tokens.tokenizer_json, tokens.stop_ids, tokens.chat_template) if i < vocab}
+    score = scores([Corpus("samples", 1, tuple(texts))], vocab)
+    return chosen(ranked(score, kept), score, max(rows, len(kept)))
+
+
+def set_threads(threads: int) -> None:
+    """PyTorch's threads; 0 leaves its default."""
+    if threads:
+        torch.set_num_threads(threads)

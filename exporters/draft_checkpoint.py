@@ -1,0 +1,187 @@
+"""Where a draft comes from: a trained one in the package or a folder, the target's layers, or a checkpoint.
+
+A trained draft is a folder without an embedding and an LM head: both are the target's. Its matrices are int8
+with a scale a row, which an int8 export keeps as they are. Knows checkpoints and nothing of graphs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edgespec import vocabulary
+from edgespec.errors import InputError
+from edgespec.exporters.checkpoint import (
+    DEMO,
+    Checkpoint,
+    Grid,
+    Weights,
+    open_checkpoint,
+    vocabularies_differ,
+)
+from edgespec.exporters.hf_directory import AGAIN, SINGLE, directory_config, opened
+from edgespec.exporters.samples import replaced
+from edgespec.exporters.self_draft import draft_of
+from edgespec.exporters.step import refuse_foreign, skeleton
+from edgespec.exporters.tokenizer import optional_json
+from edgespec.vocabulary import Vocabulary
+
+FACTS, VOCABULARY, SCHEMA = "draft.json", "vocabulary.json", "edgespec.draft/1"
+OWN, OWN_LAYERS = "layers", 2  # the word for a draft of the target's own layers, and how many it has
+LARGEST = 127
+
+
+def open_draft(word: str, target: Checkpoint) -> Checkpoint:
+    """The draft a user named, ready to stand beside its target; InputError where it cannot."""
+    if word == OWN:
+        layers = min(OWN_LAYERS, target.config.get_text_config().num_hidden_layers)
+        return replace(draft_of(target, tuple(range(layers))), source=OWN)
+    folder = shipped() if word == DEMO else Path(word)
+    if folder.is_dir() and (folder / FACTS).is_file():
+        return trained(DEMO if word == DEMO else folder.name, folder, target)
+    draft = open_checkpoint(word)
+    if differing := vocabularies_differ(target.tokenizer, draft.tokenizer):
+        shown = ", ".join(
+            f"{i} is {ours!r} in {target.source} and {theirs!r} in {draft.source}"
+            for i, ours, theirs in differing[:3]
+        )
+        raise InputError(
+            f"the tokenizers of {target.source} and {draft.source} differ in {len(differing):,} ids: {shown}",
+            f"use a draft of the same tokenizer, or --draft {OWN} (two of the target's own layers)",
+        )
+    return draft
+
+
+def shipped() -> Path:
+    """The folder of the demo's draft."""
+    return Path(str(files("edgespec.exporters").joinpath("demo_draft")))
+
+
+def vocabulary_of(checkpoint: Checkpoint) -> Path | None:
+    """The vocabulary file that came with a trained draft."""
+    path = checkpoint.weights.files[0].parent / VOCABULARY
+    return path if isinstance(checkpoint.weights, Borrowing) and path.is_file() else None
+
+
+@dataclass(frozen=True)
+class Borrowing:
+    """A trained draft's own tensors, and the target's for its embedding and head."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    target: Weights
+    borrowed: frozenset[str]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The draft's own file."""
+        return (self.path,)
+
+    def names(self) -> frozenset[str]:
+        """The draft's own parameters and the borrowed ones."""
+        return frozenset(self.shapes) | self.borrowed
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As Weights.shape."""
+        return self.target.shape(name) if name in self.borrowed else self.shapes[name]
+
+    def tensor(self, name: str) -> Tensor:
+        """As Weights.tensor: codes times their row's scale."""
+        if name in self.borrowed:
+            return self.target.tensor(name)
+        with opened(self.path) as file:
+            if len(self.shapes[name]) < 2:
+                return file.get_tensor(name).to(torch.float32)
+            return (
+                file.get_tensor(f"{name}.codes").to(torch.float32) * file.get_tensor(f"{name}.scale")[:, None]
+            )
+
+    def grid(self, name: str) -> Grid | None:
+        """As Weights.grid: its own matrices are on no 4-bit grid."""
+        return self.target.grid(name) if name in self.borrowed else None
+
+
+def trained(source: str, folder: Path, target: Checkpoint) -> Checkpoint:
+    """A folder that `edgespec draft train` wrote; InputError where it was trained for another target."""
+    facts = optional_json(folder / FACTS)
+    if facts.get("schema") != SCHEMA:
+        raise InputError(
+            f"{source}/{FACTS} is not of schema {SCHEMA}", "train the draft again with this version"
+        )
+    if facts.get("tokenizer_sha256") != vocabulary.hash_of(target.tokenizer.tokenizer_json):
+        raise InputError(
+            f"draft {source} was trained for {facts.get('target')}, whose tokenizer is not {target.source}'s",
+            f"train one for it (edgespec draft train {target.source}), or use --draft {OWN}",
+        )
+    config = directory_config(folder)
+    refuse_foreign(config)
+    path, shapes = folder / SINGLE, {}
+    with opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+            shape = tuple(file.get_slice(name).get_shape())
+            if name.endswith(".codes"):
+                shapes[name.removesuffix(".codes")] = shape
+            elif not name.endswith(".scale"):
+                shapes[name] = shape
+    borrowed = tables(target)
+    hidden = target.weights.shape(min(borrowed))[1]
+    if hidden != config.hidden_size:
+        raise InputError(
+            f"draft {source} has a hidden size of {config.hidden_size}, {target.source} of {hidden}",
+            f"train one for it (edgespec draft train {target.source}), or use --draft {OWN}",
+        )
+    weights = Borrowing(path, shapes, target.weights, borrowed)
+    wanted = {name for name, _ in parameters(config)}
+    if missing := sorted(wanted - weights.names()):
+        raise InputError(f"draft {source} lacks {missing[0]}", AGAIN)
+    return replace(target, source=source, config=config, weights=weights)
+
+
+def tables(target: Checkpoint) -> frozenset[str]:
+    """The names of a checkpoint's embedding and LM head."""
+    model = skeleton(target.config).model
+    both = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    named = model.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, p in named if id(p) in both) & target.names()
+
+
+def parameters(config: Any) -> list[tuple[str, tuple[int, ...]]]:
+    """Every parameter of a configuration's model, with its shape."""
+    return [(name, tuple(p.shape)) for name, p in skeleton(config).model.named_parameters()]
+
+
+def save_draft(
+    folder: Path,
+    target: Checkpoint,
+    config: Any,
+    learned: Mapping[str, Tensor],
+    kept: Sequence[int],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write a trained draft's folder, `kept` the ids of its head's rows; draft.json comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for name, value in learned.items():
+        if value.dim() < 2:
+            tensors[name] = value.detach().float().contiguous()
+            continue
+        scale = value.detach().abs().amax(1).clamp_min(1e-12) / LARGEST
+        tensors[f"{name}.scale"] = scale.contiguous()
+        tensors[f"{name}.codes"] = (value.detach() / scale[:, None]).round().to(torch.int8).contiguous()
+    replaced(folder / SINGLE, lambda path: save_file(tensors, path))
+    digest = vocabulary.hash_of(target.tokenizer.tokenizer_json)
+    made = {"by": "edgespec draft train", "target": target.source}
+    vocabulary.write(Vocabulary(vocabulary.SCHEMA, digest, tuple(kept), made), folder / VOCABULARY)
+    shape = config.to_json_string()
+    replaced(folder / "config.json", lambda path: path.write_text(shape, encoding="utf-8"))
+    said = {"schema": SCHEMA, "target": target.source, "tokenizer_sha256": digest, **facts}
+    text = json.dumps(said, indent=1) + "\n"
+    replaced(folder / FACTS, lambda path: path.write_text(text, encoding="utf-8"))
