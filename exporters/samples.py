@@ -233,6 +233,7 @@ def replaced(path: Path, fill: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         fill(temporary)
+        temporary.chmod(0o644)  # safetensors writes files that their owner alone may read
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
