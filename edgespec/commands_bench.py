@@ -159,7 +159,7 @@ def _report(
         raise InputError(f"no prompt could be answered: {left_out[0]}", "give shorter prompts with --prompts")
     traces = tuple(t for e in done for t in e.traces.get(name, ()))
     works = of_bundle(bundle)
-    predicted = []
+    predicted: list[Any] = []
     for profile in profiles:
         try:
             predicted += predict(traces, works, [profile])
