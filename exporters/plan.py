@@ -17,7 +17,7 @@ from edgespec.errors import BackendError, InputError
 from edgespec.exporters.assemble import Job
 from edgespec.exporters.calibrate import calibrate
 from edgespec.exporters.checkpoint import open_checkpoint
-from edgespec.exporters.draft_checkpoint import OWN, open_draft, vocabulary_of
+from edgespec.exporters.draft_checkpoint import OWN, Borrowing, open_draft, vocabulary_of
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.head import by_frequency, from_file
 from edgespec.exporters.self_draft import LayerView
@@ -62,7 +62,12 @@ def draft_job(config: ExportConfig, target: Job) -> Job:
     whose = target.checkpoint.source if config.draft == OWN else checkpoint.source
     cache = cache_spec(config, spec, "draft", whose)
     head: np.ndarray | None = None if len(ids) == spec.vocab else ids
-    job = Job("draft", checkpoint, spec, cache, target.precision, (), target.fused, head)
+    precision = target.precision
+    if isinstance(checkpoint.weights, Borrowing) and config.device == "cpu" and precision["linear"] == "int4":
+        precision = precision | {
+            "linear": WIDE["cpu"]
+        }  # a trained draft is on that grid: nothing is rounded again
+    job = Job("draft", checkpoint, spec, cache, precision, (), target.fused, head)
     return replace(job, context_rows=context_rows(config, job, target))
 
 
