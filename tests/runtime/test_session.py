@@ -174,7 +174,7 @@ def test_stats_and_trace(opened: Callable[..., Runtime], tmp_path: Path) -> None
     assert sum(r["accepted"] for r in rounds) == stats["tokens_accepted"]
     calls = [c for line in lines for c in line["calls"]]
     assert sum(c[1] in ("verify", "decode") for c in calls if c[0] == "target") >= stats["verify_calls"]
-    assert {c[1] for c in calls if c[0] == "draft"} <= {"prefill", "draft", "commit"}
+    assert {c[1] for c in calls if c[0] == "draft"} <= {"prefill", "draft", "commit", "context"}
     assert all(len(r["entropy"]) == r["drafted"] for r in rounds)
     assert sum(c[4] for c in calls) * 1e-6 == pytest.approx(stats["time_graphs_s"], rel=0.01)
     assert stats["tokens_new"] - 1 == pytest.approx(stats["block_efficiency"] * stats["verify_calls"])
