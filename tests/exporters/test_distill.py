@@ -29,7 +29,7 @@ def _samples(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
     folder = tmp_path_factory.mktemp("samples")
     prompts = [([9 + i, 30 + i, *range(40, 40 + i)], "c") for i in range(16)]
     settings = Settings(max_new_tokens=16, batch=8, top=6, temperatures=(0.0, 1.0))
-    generate(tiny.model("llama"), prompts, [5], folder, settings, lambda *_: None)
+    generate(copy.deepcopy(tiny.model("llama")), prompts, [5], folder, settings, lambda *_: None)
     return list(read(folder))
 
 
@@ -75,7 +75,7 @@ def test_the_law_is_the_targets_over_what_is_kept() -> None:
 
 def test_block_efficiency_is_that_of_rounds_played_one_by_one(samples: list[Sample]) -> None:
     """Draft token after token with the model itself, verify against the text, count the calls."""
-    model = tiny.model("llama", seed=3)
+    model = copy.deepcopy(tiny.model("llama", seed=3))
     draft, kept = Draft(model), np.arange(0, 200)
     greedy = [s for s in samples if s.temperature == 0]
     for drafts, context in ((1, True), (3, True), (3, False)):
@@ -108,7 +108,7 @@ def test_training_learns_and_repeats_itself(tmp_path: Path, samples: list[Sample
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (
         tmp_path / "b" / "model.safetensors"
     ).read_bytes()
-    model = tiny.model("llama", seed=2)
+    model = copy.deepcopy(tiny.model("llama", seed=2))
     frozen = {n for n, p in Draft(model).model.named_parameters() if not p.requires_grad}
     assert frozen == {"model.embed_tokens.weight"}
 
