@@ -45,7 +45,7 @@ def open_draft(word: str, target: Checkpoint) -> Checkpoint:
         layers = min(OWN_LAYERS, target.config.get_text_config().num_hidden_layers)
         return replace(draft_of(target, tuple(range(layers))), source=OWN)
     folder = shipped() if word == DEMO else Path(word)
-    if folder.is_dir() and (folder / FACTS).is_file():
+    if word == DEMO or (folder / FACTS).is_file():
         return trained(DEMO if word == DEMO else folder.name, folder, target)
     draft = open_checkpoint(word)
     if differing := vocabularies_differ(target.tokenizer, draft.tokenizer):
