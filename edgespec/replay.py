@@ -209,7 +209,8 @@ class _Run:
             spent = self._add(key, call_time(work, self.profile), work)
             if call.kind == "commit":
                 spent += self._commit(model, at)
-            at.settled = at.count
+            if call.kind != "context":  # which only looks head rows up: what a draft drafted may still go
+                at.settled = at.count
             return spent
         spent = self._fit(model, at, call.rows)
         work = model.call(call.kind, call.width, at.bucket, at.count, self.float)

@@ -17,7 +17,7 @@ from edgespec.table import predicted_table
 from edgespec.trace import Trace, parse_trace
 from edgespec.work import of_bundle
 
-SMALL: dict[str, Any] = {"draft": "demo", "draft_budget": 32, "draft_rows": 200}
+SMALL: dict[str, Any] = {"draft": "layers", "draft_budget": 32, "draft_rows": 200}
 TEXT = "the quick brown fox jumps over the lazy dog and the quick brown fox sleeps"
 
 
