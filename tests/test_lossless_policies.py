@@ -25,6 +25,7 @@ from edgespec.spec import STEPS, ModelEntry
 from tests.test_lossless_grid import ARTICLE, PROMPTS
 
 BUDGET, BLOCK, WINDOW, TOKENS = 256, 64, 16, 12
+KEPT = (*STEPS, "context")  # the graphs that know nothing of the policy
 POLICIES = [name for name in NAMES if queries(name, BLOCK, WINDOW)]
 # Long enough to evict twice before the answer.
 TEXTS = (*PROMPTS[2:], f"Write the next paragraph.\n{ARTICLE}\n{ARTICLE[:600]}", PROMPTS[0])
@@ -45,14 +46,14 @@ def with_policy(bundle: Bundle, policy: str, folder: Path) -> Bundle:
 
     def changed(entry: ModelEntry, into: Path) -> ModelEntry:
         cache = replace(entry.cache, policy=policy, queries=queries(policy, BLOCK, WINDOW))
-        graphs = [g for g in entry.graphs if g.kind in STEPS]
+        graphs = [g for g in entry.graphs if g.kind in KEPT]
         for model, graph in policy_graphs(entry.name, entry.spec, cache):
             ir.save(model, into / graph.file)
             graphs.append(graph)
         return replace(entry, cache=cache, graphs=tuple(graphs))
 
     with creating(folder) as staging:
-        policies = {g.file for m in bundle.manifest.models for g in m.graphs if g.kind not in STEPS}
+        policies = {g.file for m in bundle.manifest.models for g in m.graphs if g.kind not in KEPT}
         for name in set(bundle.manifest.files) - policies:
             os.link(bundle.file(name), staging.path / name)
         models = tuple(changed(entry, staging.path) for entry in bundle.manifest.models)
