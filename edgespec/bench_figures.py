@@ -122,10 +122,9 @@ def acceptance(samples: Iterable[Sample]) -> tuple[float, ...]:
     return tuple(a / b for a, b in zip(stood, judged, strict=True) if b)
 
 
-def texts_different(report: Report) -> tuple[str, ...]:
-    """The prompts whose speculative text is not the plain one; speculation must leave none."""
-    plain = by_key(report.samples, PLAIN)
-    ours = by_key(report.samples, SPECULATIVE)
+def texts_different(samples: Sequence[Sample]) -> tuple[str, ...]:
+    """The prompts whose speculative text is not the plain one; greedy speculation must leave none."""
+    plain, ours = by_key(samples, PLAIN), by_key(samples, SPECULATIVE)
     return tuple(
         dict.fromkeys(
             key[0] for key, s in ours.items() if key in plain and plain[key].text_sha256 != s.text_sha256

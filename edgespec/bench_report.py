@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 
 from edgespec.bundle import Bundle
 from edgespec.errors import BundleError, InputError
+from edgespec.files import written_whole
 from edgespec.spec import CacheSpec, ModelSpec, from_json
 
 SCHEMA = "edgespec.report/1"
@@ -202,13 +202,9 @@ def bundle_facts(bundle: Bundle, digest: str) -> BundleFacts:
 
 def write(report: Report, path: Path | str) -> None:
     """The report as JSON, a line for each sample and each trace; whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text("\n".join(_lines(to_json(report))) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        written_whole(Path(path), "\n".join(_lines(to_json(report))) + "\n")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error.strerror}", "choose another with -o") from None
 
 

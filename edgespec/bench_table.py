@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
+from typing import Any
 
 from edgespec.bench_figures import Figures, figures, memory_by_round, parts, scaled, texts_different
 from edgespec.bench_report import Report
+from edgespec.rendering import grid, printed
 from edgespec.samples import Spread, spread
 
 Grid = list[list[str]]
@@ -156,7 +157,7 @@ def _precision(forms: dict[str, str]) -> str:
 def remarks(report: Report) -> list[str]:
     """What a reader must know first: texts that differ, prompts left out, a busy machine."""
     found = []
-    if different := texts_different(report):
+    if different := texts_different(report.samples):
         found.append(
             f"TEXTS DIFFER from plain decoding in {len(different)} prompts: {', '.join(different[:5])}"
         )
@@ -183,21 +184,10 @@ GRIDS: tuple[tuple[str, Callable[[Report], Grid]], ...] = (
 
 def to_table(report: Report) -> str:
     """The report as text: facts, measured tables, predictions."""
-    from rich.console import Console
-    from rich.table import Table
-
-    out = io.StringIO()
-    console = Console(file=out, width=220, highlight=False, markup=False)
-    for name, value in facts(report):
-        console.print(f"{name:<12} {value}", soft_wrap=True)
+    head = "".join(f"{name:<12} {value}".rstrip() + "\n" for name, value in facts(report))
+    parts: list[Any] = []
     for title, make in GRIDS:
-        head, *lines = make(report)
+        names, *lines = make(report)
         if lines:
-            grid = Table(head[0], box=None, header_style="", pad_edge=False)
-            for name in head[1:]:
-                grid.add_column(name, justify="right", no_wrap=True)
-            for line in lines:
-                grid.add_row(*line)
-            console.print("", title, grid, sep="\n")
-    console.print("", LEGEND, *remarks(report), sep="\n")
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+            parts += ["", title, grid(names, lines)]
+    return head + printed([*parts, "", LEGEND, *remarks(report)], 220)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -28,6 +27,7 @@ from edgespec.config import (
 )
 from edgespec.console import Terminated, load, print_json, verified, written
 from edgespec.errors import InputError
+from edgespec.files import written_whole
 from edgespec.progress import Progress
 
 
@@ -150,9 +150,7 @@ def tune(config: TuneConfig, as_json: bool, progress: Progress) -> int:
         with progress.stage("call costs") as advance:
             table = runtime.tune(config.runs, advance)
         path = table_of(runtime.bundle.path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(table | {"cpu": cpu()}, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    written_whole(path, json.dumps(table | {"cpu": cpu()}, indent=1) + "\n")
     if as_json:
         print_json("tune", {"file": str(path), "table": table})
     else:

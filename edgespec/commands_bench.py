@@ -47,7 +47,7 @@ def bench(config: BenchConfig, as_json: bool, progress: Progress) -> int:
         print(to_table(report), end="")
     base = config.base_output if BASE in reports else "BASE.json"
     progress.note(f"next: edgespec compare {base} {config.output}")
-    return 1 if texts_different(report) else 0
+    return 1 if texts_different(report.samples) else 0
 
 
 def compare(config: CompareConfig, as_json: bool, progress: Progress) -> int:
@@ -140,10 +140,10 @@ def _drafted(
     return ways, settings, samples
 
 
-def _open(bundle: Any, threads: int, progress: Progress) -> Any:
-    """The runtime of a bundle."""
+def _open(bundle: Any, threads: int, progress: Progress, command: Sequence[str] = ()) -> Any:
+    """The runtime of a bundle; `command` starts another binary than ours."""
     runtime_type = load("edgespec.runtime.session", "Runtime", extra="onnx")
-    return runtime_type.open(bundle.path, threads, note=progress.note)
+    return runtime_type.open(bundle.path, threads, command=command, note=progress.note)
 
 
 def _replayed(base: Any, new: Any, wanted: Sequence[str], progress: Progress) -> list[Any]:
@@ -250,12 +250,11 @@ def _report(
 
 def _start(config: BenchConfig, name: str, bundle: Any, progress: Progress) -> Any:
     """A contender's runtime; a base's own binary gets the table of call costs that ours would."""
-    runtime_type = load("edgespec.runtime.session", "Runtime", extra="onnx")
     command: list[str] = []
     if name == BASE and config.against_binary:
         table = load("edgespec.runtime.session", "table_of", extra="onnx")(bundle.path)
         command = [config.against_binary, *(["--table", str(table)] if table.is_file() else [])]
-    return runtime_type.open(bundle.path, config.threads, command=command, note=progress.note)
+    return _open(bundle, config.threads, progress, command)
 
 
 def _facts(starts: Mapping[str, Callable[[], Any]]) -> tuple[Any, dict[str, str]]:

@@ -17,6 +17,7 @@ from edgespec.config_latency import (
 )
 from edgespec.console import load, print_json, verified, written
 from edgespec.errors import InputError
+from edgespec.flags import flag_name
 from edgespec.progress import Progress
 
 PREFILL = 128
@@ -30,13 +31,20 @@ def estimate(config: EstimateConfig, as_json: bool, progress: Progress) -> int:
     profile = load_profile(config.profile)
     if config.search:
         return _search(config, profile, as_json)
-    if (Path(config.model) / "manifest.json").is_file():
+    if _is_bundle(config.model):
         return _of_bundle(config, profile, as_json, progress)
     if config.trace:
         raise InputError(f"{config.model} is no bundle", "replay a trace with the bundle that made it")
     return _print_estimate(
         _shape_models(config, profile.kind), profile, config.precision or "w4a16", config, as_json
     )
+
+
+def _is_bundle(model: str) -> bool:
+    """Does the path hold a bundle, rather than a config.json?"""
+    from edgespec.bundle import MANIFEST
+
+    return (Path(model) / MANIFEST).is_file()
 
 
 def _of_bundle(config: EstimateConfig, profile: Any, as_json: bool, progress: Progress) -> int:
@@ -47,7 +55,7 @@ def _of_bundle(config: EstimateConfig, profile: Any, as_json: bool, progress: Pr
 
     for name in ("precision", "draft", "draft_rows"):
         if getattr(config, name):
-            word = "--" + name.replace("_", "-")
+            word = flag_name(name)
             raise InputError(f"{word} is the bundle's own matter", f"leave {word} out, or give a config.json")
     trace = read_trace(config.trace) if config.trace else None
     bundle = verified(config.model, progress)
@@ -112,7 +120,7 @@ def _search(config: EstimateConfig, profile: Any, as_json: bool) -> int:
     from edgespec.search import Question, on_ray, search
     from edgespec.shape import read_shape
 
-    if (Path(config.model) / "manifest.json").is_file():
+    if _is_bundle(config.model):
         hint = "search from its model's config.json"
         raise InputError(f"{config.model} is a bundle, whose settings are decided", hint)
     chance = config.acceptance

@@ -16,6 +16,7 @@ from edgespec.flags import (
     ascending,
     between,
     check_file,
+    check_folder,
     check_model,
     default_of,
     flag,
@@ -365,9 +366,5 @@ class EvalConfig:
         between("recent", self.recent or 0, 0, LARGEST_BUDGET)
         between("threads", self.threads, 0, 256)
         check_file("text", self.text)
-        parent = os.path.dirname(os.path.abspath(self.output))
-        if not os.path.isdir(parent):
-            raise InputError(f"{parent}, where the results should go, is not a folder", f"mkdir -p {parent}")
-        if os.path.lexists(self.output) and not os.path.isdir(self.output):
-            raise InputError(f"{self.output} exists and is no folder", "choose another folder with -o")
+        check_folder("the results", self.output)
         return self

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgespec.config import THREADS
 from edgespec.errors import InputError
-from edgespec.flags import between, check_file, flag, flag_name
+from edgespec.flags import between, check_file, check_place, flag, flag_name
 from edgespec.suite import SUITES
 
 
@@ -100,9 +100,8 @@ def check_writable(name: str, path: str | None) -> None:
     """InputError where a file cannot be written there."""
     if path is None:
         return
+    check_place(name, path)
     folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise InputError(f"{folder}, where {name} should go, is not a folder", f"mkdir -p {folder}")
     if os.path.isdir(path):
         raise InputError(f"{name} {path!r} is a folder", f"give a file to {flag_name(name)}")
     if not os.access(folder, os.W_OK):

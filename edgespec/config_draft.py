@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from edgespec.errors import InputError
-from edgespec.flags import between, check_file, check_model, flag, one_of
+from edgespec.flags import ascending, between, check_file, check_folder, check_model, flag, one_of
 
 LOSSES = ("kl", "tvd", "tvd++", "lk")
 THREADS = "threads; 0: the machine's cores"
@@ -79,6 +79,9 @@ class DraftTrainConfig:
         """Itself, or an InputError for the first value that cannot work."""
         check_model("target", self.target)
         one_of("loss", self.loss, LOSSES)
+        ascending("layers", self.layers)
+        for layer in self.layers:
+            between("layers", layer, 0, 2**20)
         between("draft_rows", self.draft_rows, 1, 2**24)
         between("steps", self.steps, 1, 2**30)
         between("rate", self.rate, 1e-8, 1)
@@ -92,12 +95,3 @@ class DraftTrainConfig:
             raise InputError(f"init {self.init!r} is not a folder", "name one that draft train made")
         check_folder("output", self.output)
         return self
-
-
-def check_folder(name: str, path: str) -> None:
-    """InputError where a folder for results cannot be made."""
-    parent = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(parent):
-        raise InputError(f"{parent}, where {name} should go, is not a folder", f"mkdir -p {parent}")
-    if os.path.lexists(path) and not os.path.isdir(path):
-        raise InputError(f"{path} exists and is no folder", "choose another folder with -o")

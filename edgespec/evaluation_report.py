@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from edgespec.errors import InputError
 from edgespec.evaluation_result import LABELS, EvalResult, Row, shown
+from edgespec.rendering import grid, page, printed
 
 LEGEND = (
     "text: perplexity, and KL from the un-evicted model in nats a token. Other tasks: answers whose every "
@@ -52,19 +51,8 @@ def cell(row: Row) -> str:
 
 def to_table(result: EvalResult) -> str:
     """The result as text: a table for each length and budget, who loses to whom, the advice."""
-    from rich.console import Console
-    from rich.table import Table
-
-    out = io.StringIO()
-    console = Console(file=out, width=200, highlight=False, markup=False)
-    for title, (head, *lines) in grids(result):
-        table = Table(head[0], box=None, header_style="", pad_edge=False)
-        for name in head[1:]:
-            table.add_column(name, justify="right", no_wrap=True)
-        for line in lines:
-            table.add_row(*line)
-        console.print(title, table, "", sep="\n")
-    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    tables = ((title, grid(head, lines), "") for title, (head, *lines) in grids(result))
+    text = printed(part for parts in tables for part in parts).removesuffix("\n")
     parts = [text, LEGEND, "", *result.losses(), "", *advice_lines(result)]
     return "\n".join(parts) + "\n"
 
@@ -76,16 +64,17 @@ def advice_lines(result: EvalResult) -> list[str]:
 
 def write(result: EvalResult, folder: Path, pictures: Sequence[str]) -> None:
     """result.json and report.html in a folder; `pictures` are PNG files in it, which the page embeds."""
-    from jinja2 import Environment
-
-    template = files("edgespec").joinpath("evaluation.html").read_text(encoding="utf-8")
     images = [(name, base64.b64encode((folder / name).read_bytes()).decode()) for name in pictures]
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     try:
         text = json.dumps({"schema": "edgespec.eval/1", **result.to_json()}, indent=1, allow_nan=False)
         (folder / "result.json").write_text(text + "\n", encoding="utf-8")
-        html = page.render(
-            result=result, grids=grids(result), legend=LEGEND, images=images, advice=advice_lines(result)
+        html = page(
+            "evaluation.html",
+            result=result,
+            grids=grids(result),
+            legend=LEGEND,
+            images=images,
+            advice=advice_lines(result),
         )
         (folder / "report.html").write_text(html, encoding="utf-8")
     except OSError as error:

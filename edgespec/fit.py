@@ -3,11 +3,10 @@
 A published row is one call, t = dispatch + W/BW_w + KV/BW_kv + A/BW_a. What the rows identify:
 - BW_w: every decode row; most of its bytes are weights.
 - BW_kv: only rows whose caches differ in size against their weights (Phi-3.5 and Baichuan2 keep 32 key-value
-  heads: 0.8 and 1.1 GB in 4,096 slots against 0.07..0.27 GB). A device with three Llama rows does not tell
-  it.
-- BW_a: prefill rows; what passes between 128 rows' operators explains them, and arithmetic does not (Llama
-3.1
-  8B and Baichuan2 do the same operations a pass, 143 against 208 ms). Rates of arithmetic stay lower bounds.
+  heads: 0.8 and 1.1 GB in 4,096 slots against 0.07..0.27 GB). Three Llama rows do not tell it.
+- BW_a: prefill rows; what passes between 128 rows' operators explains them, and arithmetic does not:
+  Llama 3.1 8B and Baichuan2 do the same operations a pass, 143 against 208 ms. Arithmetic's rates stay lower
+  bounds.
 - dispatch: small models only. The host's share is not told from it.
 - Bits a weight are not identified at all: scales and block overhead act as a slower BW_w. So w4 counts 4 bits
   and a float16 scale an output, the head 8 bits, a cached number 8 bits; fitted figures belong to that count.

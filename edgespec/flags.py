@@ -147,6 +147,20 @@ def check_model(name: str, value: str | None, words: tuple[str, ...] = ("demo",)
         raise InputError(f"{name} {value!r} does not exist", f"give a model folder, a .gguf file, or {named}")
 
 
+def check_place(what: str, path: str) -> None:
+    """InputError where the folder that something should go into is none."""
+    parent = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(parent):
+        raise InputError(f"{parent}, where {what} should go, is not a folder", f"mkdir -p {parent}")
+
+
+def check_folder(what: str, path: str) -> None:
+    """InputError where a folder of results cannot be made or gone on with."""
+    check_place(what, path)
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise InputError(f"{path} exists and is no folder", "choose another folder with -o")
+
+
 def check_file(name: str, value: str | None) -> None:
     if value is not None and not os.path.isfile(value):
         raise InputError(f"{name} {value!r} is not a file", f"give an existing file to {flag_name(name)}")

@@ -51,7 +51,7 @@ def differences(base: Report, new: Report) -> list[str]:
     facts: list[tuple[str, object, object]] = [("device", base.bundle.device, new.bundle.device)]
     models = [{m.name: m for m in r.bundle.models} for r in (base, new)]
     facts.append(("models", " and ".join(models[0]), " and ".join(models[1])))
-    for name in models[0].keys() & models[1].keys():
+    for name in (n for n in models[0] if n in models[1]):  # in order: the message is the same every time
         facts += _model(models[0][name], models[1][name])
     for name in ("suite", "prompts", "prompts_sha256", "tokens"):
         facts.append((name, getattr(base.settings, name), getattr(new.settings, name)))
@@ -140,7 +140,7 @@ def predicted(base: Sequence[Prediction], new: Sequence[Prediction]) -> list[Exa
 
 def texts(base: Report, new: Report) -> Exact:
     """Speculation must leave every text as it is."""
-    counts = (len(texts_different(report)) for report in (base, new))
+    counts = (len(texts_different(report.samples)) for report in (base, new))
     return Exact(
         "prompts whose speculative text differs from the plain one", "counted", "prompts", "less", *counts
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree
 
 from edgespec.gate import IMPROVEMENT, REGRESSION, UNCHANGED, UNKNOWN, VERDICTS, Row, Verdict
+from edgespec.rendering import grid, printed
 
 HEAD = ("figure", "base", "new", "change", "verdict", "why")
 WORDS = {REGRESSION: "error", IMPROVEMENT: "notice", UNKNOWN: "warning"}
@@ -59,24 +59,10 @@ def changed(verdict: Verdict) -> list[Row]:
 
 def table(verdict: Verdict) -> str:
     """The changed rows as text, what else differs, and the summary."""
-    from rich.console import Console
-    from rich.table import Table
-
-    out = io.StringIO()
-    console = Console(file=out, width=200, highlight=False, markup=False)
-    if rows := changed(verdict):
-        grid = Table(HEAD[0], box=None, header_style="", pad_edge=False)
-        for name in HEAD[1:4]:
-            grid.add_column(name, justify="right", no_wrap=True)
-        for name in HEAD[4:]:
-            grid.add_column(name)
-        for row in rows:
-            grid.add_row(*cells(row))
-        console.print(grid, "", sep="\n")
-    for note in verdict.notes:
-        console.print(f"differs  {note}")
-    console.print(summary(verdict))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+    rows = [cells(row) for row in changed(verdict)]
+    words = [i for i in range(len(HEAD)) if i not in (1, 2, 3)]
+    table = [grid(HEAD, rows, words), ""] if rows else []
+    return printed([*table, *(f"differs  {note}" for note in verdict.notes), summary(verdict)])
 
 
 def markdown(verdict: Verdict) -> str:

@@ -4,7 +4,6 @@ them.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from edgespec.estimate import Estimate, Line
 from edgespec.fit import Fit
 from edgespec.memory import Memory
 from edgespec.profiles import Figure, Profile
+from edgespec.rendering import grid, printed
 from edgespec.replay import Replay
 from edgespec.search import Found
 
@@ -201,16 +201,11 @@ def _shown(name: str, figure: Figure) -> str:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Aligned text; a column of numbers to the right."""
-    from rich.console import Console
-    from rich.table import Table
-
     rows = list(rows)
-    made = Table(box=None, header_style="", pad_edge=False)
-    for i, name in enumerate(heads):
-        numbers = rows and all(str(row[i]).lstrip("+-").replace(",", "")[:1].isdigit() for row in rows)
-        made.add_column(name, justify="right" if numbers else "left", no_wrap=True)
-    for row in rows:
-        made.add_row(*row)
-    out = io.StringIO()
-    Console(file=out, width=400, highlight=False, markup=False).print(made)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+    def told(i: int) -> bool:
+        """Are there words in this column?"""
+        return not (rows and all(str(row[i]).lstrip("+-").replace(",", "")[:1].isdigit() for row in rows))
+
+    left = [i for i in range(len(heads)) if told(i)]
+    return printed([grid(heads, rows, left)], 400).removesuffix("\n")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict
 from typing import Any
 
 from edgespec.count import BundleCost
+from edgespec.rendering import grid, printed
 
 
 def to_json(cost: BundleCost) -> dict[str, Any]:
@@ -16,38 +16,29 @@ def to_json(cost: BundleCost) -> dict[str, Any]:
 
 def to_table(cost: BundleCost) -> str:
     """The cost as text: a line a graph, a line a model, and what the device needs."""
-    from rich.console import Console
-    from rich.table import Table
-
-    graphs = Table("model", "graph", box=None, header_style="", pad_edge=False)
-    for name in (
-        "width",
-        "bucket",
-        "nodes",
-        "op types",
-        "weights read",
-        "context rows",
-        "cache",
-        "other in/out",
-    ):
-        graphs.add_column(name, justify="right")
+    heads = ("width", "bucket", "nodes", "op types", "weights read", "context rows", "cache", "other in/out")
+    graphs = []
     for g in cost.graphs:
         sizes = map(_mib, (g.bytes_weights, g.bytes_context, g.bytes_kv, g.bytes_io))
         counts = (g.width, g.bucket, g.nodes, None if g.ops is None else len(g.ops))
-        graphs.add_row(g.model, g.kind, *("-" if n is None else str(n) for n in counts), *sizes)
-    models = Table("model", "precision", box=None, header_style="", pad_edge=False)
-    for name in ("weights", "context rows", "caches", "for the policy", "graph files"):
-        models.add_column(name, justify="right")
+        graphs.append((g.model, g.kind, *("-" if n is None else str(n) for n in counts), *sizes))
+    models = []
     for m in cost.models:
         precision = ", ".join(f"{part} {form}" for part, form in m.precision.items())
         columns = (m.bytes_weights, m.bytes_context, m.bytes_kv, m.bytes_policy, m.bytes_graphs)
-        models.add_row(m.model, precision, *(_mib(size) for size in columns))
-    out = io.StringIO()
-    console = Console(file=out, width=120, highlight=False, markup=False)
-    console.print(f"{cost.bundle} for {cost.device}\n")
-    console.print(graphs, "", models, "", sep="\n")
-    console.print(f"on disk {_mib(cost.bytes_disk)}, in the device's memory {_mib(cost.bytes_memory)}")
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+        models.append((m.model, precision, *(_mib(size) for size in columns)))
+    parts = ("weights", "context rows", "caches", "for the policy", "graph files")
+    return printed(
+        [
+            f"{cost.bundle} for {cost.device}\n",
+            grid(("model", "graph", *heads), graphs, left=(0, 1)),
+            "",
+            grid(("model", "precision", *parts), models, left=(0, 1)),
+            "",
+            f"on disk {_mib(cost.bytes_disk)}, in the device's memory {_mib(cost.bytes_memory)}",
+        ],
+        120,
+    )
 
 
 def _mib(size: int | None) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from edgespec.bench_figures import ALL, Figures, by_key, figures_of
+from edgespec.bench_figures import ALL, Figures, figures_of, texts_different
 from edgespec.bench_report import PLAIN, SPECULATIVE, Sample
 from edgespec.bench_table import spread_cell
+from edgespec.rendering import grid, printed
 
 LENGTHS = (1, 2, 4)  # drafts of one length, the plainest rule, for comparison
 NGRAM = ("ngram", "cost", 0)
@@ -74,22 +75,15 @@ def rows(samples: Sequence[Sample], ways: Sequence[Way], c_parameters: float) ->
         both = [replace(s, way=names[s.way]) for s in samples if s.way in names]
         for category in (ALL, *categories):
             some = [s for s in both if category in (ALL, s.category)]
-            found.append(SpeculationRow(way, figures_of(category, some, c_parameters), different(some, way)))
+            wrong = 0 if way.temperature else len(texts_different(some))  # sampled texts differ by right
+            found.append(SpeculationRow(way, figures_of(category, some, c_parameters), wrong))
     return found
-
-
-def different(samples: Sequence[Sample], way: Way) -> int:
-    """Greedy answers whose text is not the plain one's; sampled texts differ by right."""
-    if way.temperature:
-        return 0
-    first, ours = by_key(samples, PLAIN), by_key(samples, SPECULATIVE)
-    return sum(first[key].text_sha256 != s.text_sha256 for key, s in ours.items() if key in first)
 
 
 def to_table(found: Sequence[SpeculationRow], facts: Mapping[str, Any]) -> str:
     """The rows over all prompts, a line each, then BE and speed of each category under the default rule."""
     head = ("drafter", "rule", "T", "BE", "gamma", "c", "MBSU", "by parameters", "speed-up", "acceptance")
-    lines: list[tuple[str, ...]] = [head]
+    lines: list[tuple[str, ...]] = []
     for row in (r for r in found if r.figures.category == ALL):
         way, f = row.way, row.figures
         rule = f"{way.stop_rule} {way.draft_tokens or ''}".strip()
@@ -99,24 +93,17 @@ def to_table(found: Sequence[SpeculationRow], facts: Mapping[str, Any]) -> str:
         lines.append(
             (way.drafter, rule, f"{way.temperature:g}", *cells, f"{f.mbsu_parameters:.2f}", speed, places)
         )
-    text = columns(lines)
+    shown: list[Any] = [grid(head, lines, range(len(head)))]
     first = ("draft" if any(r.way.drafter == "draft" for r in found) else "ngram", "cost", 0)
-    parts: list[tuple[str, ...]] = [("category", "prompts", "BE", "MBSU", "speed-up")]
+    parts: list[tuple[str, ...]] = []
     for row in found:
         if (row.way.drafter, row.way.stop_rule, row.way.draft_tokens) == first and row.way.temperature == 0:
             f = row.figures
             speed = "-" if f.speedup is None else f"{f.speedup.median:.2f}"
             parts.append((f.category, str(f.prompts), f"{f.block_efficiency:.2f}", f"{f.mbsu:.2f}", speed))
-    text += f"\n{first[0]} {first[1]} at 0, by category\n{columns(parts)}" if len(parts) > 1 else ""
+    if parts:
+        title = f"\n{first[0]} {first[1]} at 0, by category"
+        shown += [title, grid(("category", "prompts", "BE", "MBSU", "speed-up"), parts, range(5))]
     wrong = sum(r.texts_different for r in found if r.figures.category == ALL)
-    said = f"greedy texts that differ from plain decoding's: {wrong}\n"
-    return text + "\n" + said + "".join(f"{name}: {value}\n" for name, value in facts.items())
-
-
-def columns(lines: Sequence[Sequence[str]]) -> str:
-    """Cells in columns as wide as their widest."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() + "\n"
-        for line in lines
-    )
+    shown.append(f"\ngreedy texts that differ from plain decoding's: {wrong}")
+    return printed([*shown, *(f"{name}: {value}" for name, value in facts.items())])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
-from importlib.resources import files
 from pathlib import Path
 
 from edgespec.errors import InputError
+from edgespec.rendering import grid, page, printed
 from edgespec.trim_result import TrimResult, TrimRow, best
 
 HEAD = ("rows", "context rows", "coverage", "acceptance", "BE", "gamma", "c", "MBSU")
@@ -43,29 +42,16 @@ def notes(result: TrimResult) -> list[str]:
 
 def to_table(result: TrimResult) -> str:
     """The result as text."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(HEAD[0], box=None, header_style="", pad_edge=False)
-    for name in HEAD[1:]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in sorted(result.rows, key=lambda r: (r.context_rows, r.size)):
-        table.add_row(*cells(row))
-    out = io.StringIO()
-    Console(file=out, width=120, highlight=False, markup=False).print(table)
-    lines = [line.rstrip() for line in out.getvalue().splitlines()]
-    return "\n".join([*lines, "", *notes(result)]) + "\n"
+    rows = (cells(row) for row in sorted(result.rows, key=lambda r: (r.context_rows, r.size)))
+    return printed([grid(HEAD, rows)], 120) + "\n".join(["", *notes(result)]) + "\n"
 
 
 def write_html(result: TrimResult, path: Path) -> None:
     """The table and the two curves as one page without any other file."""
-    from jinja2 import Environment
-
-    template = files("edgespec").joinpath("trim.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     drawings = [drawing(result, "block_efficiency", "BE"), drawing(result, "mbsu", "MBSU")]
     rows = [cells(r) for r in sorted(result.rows, key=lambda r: (r.context_rows, r.size))]
-    html = page.render(
+    html = page(
+        "trim.html",
         head=HEAD,
         rows=rows,
         notes=notes(result),

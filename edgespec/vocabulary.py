@@ -7,7 +7,6 @@ those of the tokenizer, never places in another list.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from edgespec.errors import EdgespecError, InputError
+from edgespec.files import written_whole
 from edgespec.spec import from_json
 
 SCHEMA = "edgespec.vocabulary/1"
@@ -41,12 +41,9 @@ def hash_of(tokenizer_json: bytes) -> str:
 
 def write(vocabulary: Vocabulary, path: Path) -> None:
     """Write the file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(asdict(vocabulary), indent=None) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        written_whole(path, json.dumps(asdict(vocabulary)) + "\n")
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error.strerror}", "choose another with -o") from None
 
 

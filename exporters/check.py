@@ -108,8 +108,10 @@ def check(
             )
     if not self_only:
         words = Path(text).read_text(encoding="utf-8") if text else shipped("wikitext")
+        checkpoint = None
         for entry in bundle.manifest.models:
-            checkpoint = find_source(bundle, entry, source, draft_source)
+            named = draft_source if entry.name == "draft" else source
+            checkpoint = find_source(bundle, entry, named, checkpoint)
             with progress.stage(f"{entry.name}: commit"):
                 findings += check_commit(entry, engine(bundle.path, entry), ids(words))
             with progress.stage(f"{entry.name}: numbers") as advance:
@@ -259,23 +261,19 @@ def judged(entry: ModelEntry, f: Figures, exact: bool) -> Finding:
 
 
 def find_source(
-    bundle: Bundle, entry: ModelEntry, source: str | None, draft_source: str | None
+    bundle: Bundle, entry: ModelEntry, source: str | None, target: Checkpoint | None
 ) -> Checkpoint | None:
-    """The checkpoint of a bundle's model, if it (and a draft's target) is here and is the one exported.
+    """The checkpoint of a bundle's model, if it is here and is the one exported; InputError if it is another.
 
-    InputError if it is another.
+    `source` names it, else the manifest does. A draft needs its `target`'s, which comes before it.
     """
-    first = bundle.manifest.models[0]
-    word = first.source if source is None else source
-    if word != DEMO and not Path(word).exists():
+    first = entry.name == bundle.manifest.models[0].name
+    word = entry.source if source is None else source
+    if word not in ((DEMO,) if first else (DEMO, OWN)) and not Path(word).exists():
         return None
-    target = same(bundle, first, word, open_checkpoint(word))
-    if entry.name == first.name:
-        return target
-    word = entry.source if draft_source is None else draft_source
-    if word not in (DEMO, OWN) and not Path(word).exists():
-        return None
-    return same(bundle, entry, word, open_draft(word, target))
+    if first:
+        return same(bundle, entry, word, open_checkpoint(word))
+    return None if target is None else same(bundle, entry, word, open_draft(word, target))
 
 
 def same(bundle: Bundle, entry: ModelEntry, word: str, checkpoint: Checkpoint) -> Checkpoint:

@@ -149,7 +149,7 @@ def _open(source: str, path: Path) -> Checkpoint:
             "name a directory, a .gguf file or demo; from the hub: hf download NAME --local-dir DIR",
         )
     refuse_foreign(config)  # first: such a model's files often hold other names than its code asks for
-    _require_parameters(source, config, weights)
+    require_parameters(source, config, weights)
     return Checkpoint(source, config, tokenizer, weights)
 
 
@@ -173,7 +173,7 @@ def _wrong_file(path: Path) -> InputError:
     )
 
 
-def _require_parameters(source: str, config: PretrainedConfig, weights: Weights) -> None:
+def require_parameters(source: str, config: PretrainedConfig, weights: Weights) -> None:
     """Refuse weights that are not the configuration's: a parameter absent or of another shape."""
     layers = config.get_text_config().num_hidden_layers
     if layers > len(weights.names()):  # a damaged number: building its model would take forever

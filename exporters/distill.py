@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from edgespec.errors import InputError
 from edgespec.exporters.losses import LOSSES
-from edgespec.exporters.samples import Sample, replaced
+from edgespec.exporters.samples import Sample
+from edgespec.files import replaced, written_whole
 
-STATE, CURVE, MODEL = "state.json", "curve.jsonl", "model.safetensors"
+STATE, CURVE, MODEL, RESUME = "state.json", "curve.jsonl", "model.safetensors", "resume.safetensors"
 
 
 @dataclass(frozen=True)
@@ -229,8 +230,7 @@ def train(
         if (step + 1) % training.measure == 0 or step + 1 == training.steps:
             state["step"] = step + 1
             if accelerator.is_main_process:
-                state["losses"] = losses
-                measured(folder, draft, optimizer, greedy, kept, state, training, note)
+                measured(folder, draft, optimizer, greedy, kept, state, losses, training, note)
             accelerator.wait_for_everyone()
             losses = []
             if (
@@ -257,6 +257,7 @@ def measured(
     greedy: Sequence[Sample],
     kept: np.ndarray,
     state: dict[str, Any],
+    losses: Sequence[float],
     training: Training,
     note: Callable[[str], None],
 ) -> None:
@@ -264,7 +265,6 @@ def measured(
     draft.eval()
     found = block_efficiency(draft, greedy, kept, training.drafts)
     draft.train()
-    losses = state.pop("losses")
     line = {
         "step": state["step"],
         "tokens": state["tokens"],
@@ -278,17 +278,11 @@ def measured(
     learned = {name: p.detach().contiguous() for name, p in draft.learned().items()}
     if found > state["best"]:
         state |= {"best": found, "best_step": state["step"]}
-        replaced(folder / MODEL, lambda path: save_file(learned, path))
-    moments = {f"{name}.{i}": v for i, (_, s) in enumerate(sorted(optimizer_state(optimizer).items()))
-               for name, v in s.items()}  # fmt: skip
-    replaced(folder / "resume.safetensors", lambda path: save_file(learned | moments, path))
-    text = json.dumps(state | {"training": asdict(training)}, indent=1)
-    replaced(folder / STATE, lambda path: path.write_text(text + "\n", encoding="utf-8"))
-
-
-def optimizer_state(optimizer: Any) -> dict[int, dict[str, Tensor]]:
-    """AdamW's moments and step counts by the number of the parameter."""
-    return {i: {n: t.contiguous() for n, t in s.items()} for i, s in optimizer.state_dict()["state"].items()}
+        replaced(folder / MODEL, lambda path: path.write_bytes(save(learned)))
+    numbered = optimizer.state_dict()["state"]  # AdamW's moments and step counts by the parameter's number
+    moments = {f"{name}.{i}": v.contiguous() for i, held in numbered.items() for name, v in held.items()}
+    replaced(folder / RESUME, lambda path: path.write_bytes(save(learned | moments)))
+    written_whole(folder / STATE, json.dumps(state | {"training": asdict(training)}, indent=1) + "\n")
 
 
 def resume(folder: Path, draft: Draft, optimizer: Any, training: Training) -> dict[str, Any]:
@@ -302,7 +296,7 @@ def resume(folder: Path, draft: Draft, optimizer: Any, training: Training) -> di
     held = Training(**state.pop("training"))
     if replace(held, patience=training.patience, measure=training.measure) != training:
         raise InputError(f"{folder} holds a training with other settings", "choose another folder with -o")
-    saved = load_file(folder / "resume.safetensors")
+    saved = load_file(folder / RESUME)
     with torch.no_grad():
         for name, parameter in draft.learned().items():
             parameter.copy_(saved.pop(name))

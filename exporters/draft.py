@@ -110,7 +110,7 @@ def layers(config: DraftTrainConfig, target: Checkpoint) -> tuple[int, ...]:
     """The target's layers that the draft begins as: those given, or its first and last two."""
     count = target.config.get_text_config().num_hidden_layers
     chosen = config.layers or tuple(sorted({*range(min(ENDS, count)), *range(max(0, count - ENDS), count)}))
-    if chosen[-1] >= count or min(chosen) < 0:
+    if chosen[-1] >= count:
         raise InputError(f"{target.source} has no layer {chosen[-1]}", f"use --layers below {count}")
     return chosen
 
@@ -118,7 +118,7 @@ def layers(config: DraftTrainConfig, target: Checkpoint) -> tuple[int, ...]:
 def frequent(target: Checkpoint, texts: Sequence[Sample], rows: int) -> tuple[int, ...]:
     """The ids of a head of `rows`, most frequent first, by the rule of `edgespec trim`."""
     vocab, tokens = target.config.get_text_config().vocab_size, target.tokenizer
-    kept = {i for i in always_kept(tokens.tokenizer_json, tokens.stop_ids, tokens.chat_template) if i < vocab}
+    kept = always_kept(tokens.tokenizer_json, tokens.stop_ids, tokens.chat_template, vocab)
     score = scores([Corpus("samples", 1, tuple(texts))], vocab)
     return chosen(ranked(score, kept), score, max(rows, len(kept)))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from edgespec import vocabulary
@@ -25,18 +25,19 @@ from edgespec.exporters.checkpoint import (
     Grid,
     Weights,
     open_checkpoint,
+    require_parameters,
     vocabularies_differ,
 )
-from edgespec.exporters.hf_directory import AGAIN, SINGLE, directory_config, opened
-from edgespec.exporters.samples import replaced
+from edgespec.exporters.hf_directory import SINGLE, directory_config, opened
+from edgespec.exporters.rounded import by_row
 from edgespec.exporters.self_draft import draft_of
 from edgespec.exporters.step import refuse_foreign, skeleton
 from edgespec.exporters.tokenizer import optional_json
+from edgespec.files import replaced, written_whole
 from edgespec.vocabulary import Vocabulary
 
 FACTS, VOCABULARY, SCHEMA = "draft.json", "vocabulary.json", "edgespec.draft/1"
 OWN, OWN_LAYERS = "layers", 2  # the word for a draft of the target's own layers, and how many it has
-LARGEST = 127
 
 
 def open_draft(word: str, target: Checkpoint) -> Checkpoint:
@@ -139,9 +140,7 @@ def trained(source: str, folder: Path, target: Checkpoint) -> Checkpoint:
             f"train one for it (edgespec draft train {target.source}), or use --draft {OWN}",
         )
     weights = Borrowing(path, shapes, target.weights, borrowed)
-    wanted = {name for name, _ in parameters(config)}
-    if missing := sorted(wanted - weights.names()):
-        raise InputError(f"draft {source} lacks {missing[0]}", AGAIN)
+    require_parameters(f"draft {source}", config, weights)
     return replace(target, source=source, config=config, weights=weights)
 
 
@@ -151,11 +150,6 @@ def tables(target: Checkpoint) -> frozenset[str]:
     both = {id(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     named = model.named_parameters(remove_duplicate=False)
     return frozenset(name for name, p in named if id(p) in both) & target.names()
-
-
-def parameters(config: Any) -> list[tuple[str, tuple[int, ...]]]:
-    """Every parameter of a configuration's model, with its shape."""
-    return [(name, tuple(p.shape)) for name, p in skeleton(config).model.named_parameters()]
 
 
 def save_draft(
@@ -173,15 +167,12 @@ def save_draft(
         if value.dim() < 2:
             tensors[name] = value.detach().float().contiguous()
             continue
-        scale = value.detach().abs().amax(1).clamp_min(1e-12) / LARGEST
-        tensors[f"{name}.scale"] = scale.contiguous()
-        tensors[f"{name}.codes"] = (value.detach() / scale[:, None]).round().to(torch.int8).contiguous()
-    replaced(folder / SINGLE, lambda path: save_file(tensors, path))
+        codes, scale = by_row(value.detach())
+        tensors |= {f"{name}.codes": codes.contiguous(), f"{name}.scale": scale.contiguous()}
+    replaced(folder / SINGLE, lambda path: path.write_bytes(save(tensors)))
     digest = vocabulary.hash_of(target.tokenizer.tokenizer_json)
     made = {"by": "edgespec draft train", "target": target.source}
     vocabulary.write(Vocabulary(vocabulary.SCHEMA, digest, tuple(kept), made), folder / VOCABULARY)
-    shape = config.to_json_string()
-    replaced(folder / "config.json", lambda path: path.write_text(shape, encoding="utf-8"))
+    written_whole(folder / "config.json", config.to_json_string())
     said = {"schema": SCHEMA, "target": target.source, "tokenizer_sha256": digest, **facts}
-    text = json.dumps(said, indent=1) + "\n"
-    replaced(folder / FACTS, lambda path: path.write_text(text, encoding="utf-8"))
+    written_whole(folder / FACTS, json.dumps(said, indent=1) + "\n")

@@ -20,9 +20,11 @@ BYTE = re.compile("<0x[0-9A-F]{2}>")  # SentencePiece's byte fallback
 NUMBER = re.compile("[0-9]{1,9}")
 
 
-def always_kept(tokenizer_json: bytes, stop_ids: tuple[int, ...], template: str = "") -> set[int]:
+def always_kept(
+    tokenizer_json: bytes, stop_ids: tuple[int, ...], template: str = "", vocab: int | None = None
+) -> set[int]:
     """Every special and stop token, the chat template's own tokens and all byte tokens: without them some
-    texts could not be written.
+    texts could not be written. Those of a vocabulary of `vocab` tokens, where it is given.
     """
     data = json.loads(tokenizer_json)
     added = data.get("added_tokens", [])
@@ -31,7 +33,8 @@ def always_kept(tokenizer_json: bytes, stop_ids: tuple[int, ...], template: str 
     ids = vocabulary if isinstance(vocabulary, dict) else {e[0]: i for i, e in enumerate(vocabulary)}
     single = {i for token, i in ids.items() if BYTE.fullmatch(token)}
     single = single or {i for token, i in ids.items() if len(token) == 1}  # byte-level: a byte is one letter
-    return special | set(stop_ids) | single
+    kept = special | set(stop_ids) | single
+    return kept if vocab is None else {i for i in kept if i < vocab}
 
 
 def by_frequency(
@@ -42,7 +45,7 @@ def by_frequency(
     A byte-pair vocabulary numbers its merges by frequency: among unseen tokens a lower id is the likelier.
     """
     counts = Counter(Tokenizer.from_str(tokenizer_json.decode()).encode(text, add_special_tokens=False).ids)
-    fixed = {i for i in always_kept(tokenizer_json, stop_ids, template) if i < vocab}
+    fixed = always_kept(tokenizer_json, stop_ids, template, vocab)
     rest = sorted((i for i in range(vocab) if i not in fixed), key=lambda i: (-counts[i], i))
     return np.array(sorted([*fixed, *rest[: max(0, rows - len(fixed))]]), np.int64)
 
@@ -53,7 +56,7 @@ def from_file(
     """The ids of a vocabulary file, or of one id a line, with those that are always kept; InputError for a
     file of another tokenizer and for a line that is no id.
     """
-    chosen = {i for i in always_kept(tokenizer_json, stop_ids, template) if i < vocab}
+    chosen = always_kept(tokenizer_json, stop_ids, template, vocab)
     if vocabulary.is_vocabulary(path):
         return np.array(
             sorted(chosen | set(vocabulary.read(path, tokenizer_json, vocab).token_ids)), np.int64

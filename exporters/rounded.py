@@ -14,6 +14,12 @@ from torch import Tensor, nn
 LEAST, MOST = -128, 127
 
 
+def by_row(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight [N, K] as int8 codes and a scale a row [N]; the largest of a row has the code 127 or -127."""
+    scale = weight.abs().amax(1).clamp_min(1e-12) / MOST
+    return (weight / scale[:, None]).round().clamp(-MOST, MOST).to(torch.int8), scale
+
+
 class Rounded(nn.Module):
     """x [..., K] -> x W' with a scale and a zero point a row of x and a scale an output channel of W [N, K].
 
@@ -22,8 +28,7 @@ class Rounded(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        scale = weight.abs().amax(1).clamp_min(1e-12) / MOST
-        codes = (weight / scale[:, None]).round().clamp(-MOST, MOST).to(torch.int8)
+        codes, scale = by_row(weight)
         self.codes, self.scale, self.bias = codes.t(), scale, bias
         self.total = codes.sum(1, dtype=torch.int32).float()
 

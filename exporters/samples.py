@@ -7,7 +7,6 @@ and several machines share the work (`share`). Knows tokens and a Transformers m
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -23,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from edgespec.errors import InputError
+from edgespec.files import replaced, written_whole
 
 NAME = "edgespec-grouped"
 SETTINGS = "samples.json"
@@ -112,7 +112,7 @@ def require_same(folder: Path, prompts: Sequence[tuple[Sequence[int], str]], set
     path = folder / SETTINGS
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        replaced(path, lambda temporary: temporary.write_text(wanted, encoding="utf-8"))
+        written_whole(path, wanted)
     elif path.read_text(encoding="utf-8") != wanted:
         hint = "choose another folder, or go on with the same prompts and settings"
         raise InputError(f"{folder} holds samples of other prompts or settings", hint)
@@ -226,17 +226,6 @@ def save(path: Path, samples: list[Sample]) -> None:
             np.savez(file, **arrays)
 
     replaced(path, to_file)
-
-
-def replaced(path: Path, fill: Callable[[Path], Any]) -> None:
-    """Fill a file beside `path`, then put it in its place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fill(temporary)
-        temporary.chmod(0o644)  # safetensors writes files that their owner alone may read
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def unpacked(held: dict[str, np.ndarray]) -> Iterator[Sample]:

@@ -34,7 +34,7 @@ def trim(config: TrimConfig, render: Render, progress: Any) -> tuple[TrimResult,
     target = open_checkpoint(config.target)
     draft = None if config.draft is None else open_draft(config.draft, target)
     tokens, vocab = target.tokenizer, target.config.vocab_size
-    kept = {i for i in always_kept(tokens.tokenizer_json, tokens.stop_ids, tokens.chat_template) if i < vocab}
+    kept = always_kept(tokens.tokenizer_json, tokens.stop_ids, tokens.chat_template, vocab)
     sizes = sizes_of(len(kept), vocab, config.rows)
     corpora = answered(config, target, render, progress)
     counted, held_out = zip(*(corpus.split() for corpus in corpora), strict=True)

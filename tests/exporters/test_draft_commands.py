@@ -134,6 +134,8 @@ def test_a_training_goes_on_and_a_draft_goes_further(made: Path, tmp_path: Path)
         (["samples", "T", "--prompts", "P", "-o", "O", "--share", "2/2"], "share '2/2' is no part"),
         (["train", "T", "--samples", "nowhere", "-o", "O"], "nowhere holds no samples"),
         (["train", "T", "--samples", "S", "-o", "O", "--layers", "0,7"], "target has no layer 7"),
+        (["train", "T", "--samples", "S", "-o", "O", "--layers", "0,0"], "layers 0,0 must ascend"),
+        (["train", "T", "--samples", "S", "-o", "O", "--layers=-1,1"], "layers -1 is not 0 to"),
         (["train", "T", "--samples", "S", "-o", "O", "--init", "S", "--layers", "0"], "leave one out"),
         (["train", "T", "--samples", "S", "-o", "O/x"], "is not a folder"),
         (["train", "T", "--samples", "S", "-o", "O", "--steps", "0"], "steps 0 is not 1 to"),
