@@ -1,12 +1,30 @@
-"""The commands that make a draft: samples of the target, and a training on them."""
+"""The commands that make a draft: a target's own prompts and samples, and a training on them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgespec.config_draft import DraftSamplesConfig, DraftTrainConfig
+from edgespec.config_draft import DraftPromptsConfig, DraftSamplesConfig, DraftTrainConfig
 from edgespec.console import load, print_json
 from edgespec.progress import Progress
+
+
+def draft_prompts(config: DraftPromptsConfig, as_json: bool, progress: Progress) -> int:
+    """Let the target write prompts of users, where there are too few of real ones to make samples from."""
+    config.check()
+    from edgespec.prompts import digest, read
+
+    run = load("edgespec.exporters.draft", "write_prompts")
+    render = load("edgespec.runtime.text", "render")
+    excluded = {digest(prompt.text) for path in config.exclude for prompt in read(path)}
+    facts = run(config, excluded, render, progress)
+    if as_json:
+        print_json("draft.prompts", facts)
+    else:
+        print(facts["file"])
+        progress.note(f"{facts['prompts']:,} prompts of {facts['written']:,} written")
+    progress.note(f"next: edgespec draft samples {config.target} --prompts {facts['file']} -o SAMPLES")
+    return 0
 
 
 def draft_samples(config: DraftSamplesConfig, as_json: bool, progress: Progress) -> int:
@@ -43,7 +61,8 @@ def draft_train(config: DraftTrainConfig, as_json: bool, progress: Progress) -> 
 
 
 COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
+    (draft_prompts, DraftPromptsConfig),
     (draft_samples, DraftSamplesConfig),
     (draft_train, DraftTrainConfig),
 )
-GROUPS = {"draft": "Make a draft for a target: samples of its texts, and a training on them."}
+GROUPS = {"draft": "Make a draft for a target: prompts, samples of its texts, and a training on them."}

@@ -4,12 +4,50 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from edgespec.errors import InputError
 from edgespec.flags import ascending, between, check_file, check_folder, check_model, flag, one_of
 
 LOSSES = ("kl", "tvd", "tvd++", "lk")
 THREADS = "threads; 0: the machine's cores"
+ANY = "any"  # a prompt whose first words are the target's too
+ARITHMETIC = ("int8", "fp32", "fp16")  # of the target when it writes
+
+
+def weights_flag() -> Any:
+    """The arithmetic that a target writes in."""
+    return flag("the target's arithmetic: int8 is the shipped bundle's, fp16 a GPU's", "int8", choices=ARITHMETIC)
+
+
+@dataclass(frozen=True)
+class DraftPromptsConfig:
+    """`edgespec draft prompts`: whose idea of a user's prompts, how many, and where they go."""
+
+    target: str = flag("Hugging Face folder, .gguf file, or the word demo", positional=True)
+    output: str = flag("folder of prompts.jsonl; a run that was stopped goes on there", short="-o")
+    count: int = flag("prompts written; those without an end, and doubles, are then left out", 1000)
+    begin: tuple[str, ...] = flag(f"first words of prompts, in equal parts; {ANY}: none given", (ANY,))
+    exclude: tuple[str, ...] = flag("files of prompts that must not turn up: those of a test", ())
+    temperature: float = flag("how far they stray", 1.0)
+    max_new_tokens: int = flag("most tokens of one prompt", 192)
+    batch: int = flag("prompts written side by side", 48)
+    weights: str = weights_flag()
+    seed: int = flag("of the sampling", 0)
+    threads: int = flag(THREADS, 0)
+
+    def check(self) -> DraftPromptsConfig:
+        """Itself, or an InputError for the first value that cannot work."""
+        check_model("target", self.target)
+        for path in self.exclude:
+            check_file("exclude", path)
+        between("count", self.count, 1, 2**24)
+        between("temperature", self.temperature, 0.01, 10)
+        between("max_new_tokens", self.max_new_tokens, 1, 2**16)
+        between("batch", self.batch, 1, 2**14)
+        between("threads", self.threads, 0, 256)
+        check_folder("output", self.output)
+        return self
 
 
 @dataclass(frozen=True)
@@ -22,9 +60,7 @@ class DraftSamplesConfig:
     max_new_tokens: int = flag("most tokens of one answer", 192)
     batch: int = flag("prompts answered side by side", 48)
     top: int = flag("the target's likeliest tokens that are kept for each place", 32)
-    weights: str = flag(
-        "arithmetic of the target: int8 is the shipped bundle's", "int8", choices=("int8", "fp32")
-    )
+    weights: str = weights_flag()
     share: str = flag("i/n writes every n-th batch from the i-th, for several machines", "0/1")
     seed: int = flag("of the order and the sampling", 0)
     threads: int = flag(THREADS, 0)
@@ -43,7 +79,7 @@ class DraftSamplesConfig:
         for path in self.prompts:
             check_file("prompts", path)
         between("max_new_tokens", self.max_new_tokens, 1, 2**16)
-        between("batch", self.batch, 1, 2**12)
+        between("batch", self.batch, 1, 2**14)
         between("top", self.top, 1, 2**10)
         between("threads", self.threads, 0, 256)
         try:
@@ -70,6 +106,7 @@ class DraftTrainConfig:
     steps: int = flag("steps of the optimizer", 2000)
     rate: float = flag("the highest learning rate", 7e-4)
     tokens: int = flag("padded tokens of one step", 800)
+    longest: int = flag("tokens of a text that are read, from its end", 320)
     measure: int = flag("steps between two measurements of BE on held-out texts", 200)
     patience: int = flag("measurements without a better BE before it stops; 0: never", 0)
     seed: int = flag("of the order of the texts", 0)
@@ -86,6 +123,7 @@ class DraftTrainConfig:
         between("steps", self.steps, 1, 2**30)
         between("rate", self.rate, 1e-8, 1)
         between("tokens", self.tokens, 16, 2**24)
+        between("longest", self.longest, 2, 2**20)
         between("measure", self.measure, 1, 2**30)
         between("patience", self.patience, 0, 2**20)
         between("threads", self.threads, 0, 256)

@@ -68,9 +68,9 @@ def records(text: str, kind: str) -> Iterator[dict[str, Any]]:
     elif kind == ".csv":
         lines = list(enumerate(csv.DictReader(io.StringIO(text)), 2))
     elif kind == ".jsonl":
-        lines = [(n, parsed(n, line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [(n, parsed(n, line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     else:
-        lines = [(n, {"text": line}) for n, line in enumerate(text.splitlines(), 1)]
+        lines = [(n, {"text": line}) for n, line in enumerate(text.split("\n"), 1)]
     for number, record in lines:
         if not isinstance(record, dict):
             raise ValueError(f"record {number} is no object")

@@ -78,9 +78,10 @@ def schedule(lengths: Sequence[int], tokens: int, seed: int) -> list[list[int]]:
     draw = np.random.default_rng(seed)
     order = draw.permutation(len(lengths))
     batches: list[list[int]] = []
-    for start in range(0, len(order), 256):
+    window = max(256, tokens // 16)
+    for start in range(0, len(order), window):
         group: list[int] = []
-        for i in sorted(order[start : start + 256], key=lambda i: lengths[i]):
+        for i in sorted(order[start : start + window], key=lambda i: lengths[i]):
             if group and lengths[i] * (len(group) + 1) > tokens:
                 batches.append(group)
                 group = []
@@ -89,25 +90,48 @@ def schedule(lengths: Sequence[int], tokens: int, seed: int) -> list[list[int]]:
     return [batches[i] for i in draw.permutation(len(batches))]
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """The samples as one batch."""
-    tokens = np.zeros((len(samples), max(len(s.tokens) for s in samples)), np.int64)
-    rows, columns = [], []
-    for row, s in enumerate(samples):
-        tokens[row, : len(s.tokens)] = s.tokens
-        written = len(s.tokens) - s.prompt
-        rows.append(np.full(written, row))
-        columns.append(np.arange(s.prompt - 1, s.prompt - 1 + written))
-    ids = np.concatenate([s.top_ids for s in samples]).astype(np.int64)
-    p = np.exp(np.concatenate([s.top_logp for s in samples]).astype(np.float32))
-    arrays = (tokens, np.concatenate(rows), np.concatenate(columns), ids, p)
-    return Batch(*(torch.from_numpy(a) for a in arrays))
+@dataclass(frozen=True)
+class Texts:
+    """Samples end to end on a device: tokens int32, and top_ids int32 and top_logp float16 [places, K].
+
+    `lengths`, `prompts`, `starts` (in tokens) and `tops` (in top_ids) int64 have a number for every text.
+    """
+
+    tokens: Tensor
+    top_ids: Tensor
+    top_logp: Tensor
+    lengths: Tensor
+    prompts: Tensor
+    starts: Tensor
+    tops: Tensor
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """Some of the texts side by side."""
+        n = torch.tensor(numbers, device=self.tokens.device)
+        length, prompt = self.lengths[n, None], self.prompts[n, None]
+        column = torch.arange(int(length.max()), device=n.device)
+        place = (self.starts[n, None] + column).clamp_max(len(self.tokens) - 1)
+        tokens = self.tokens[place].long().masked_fill(column >= length, 0)
+        rows, columns = ((column >= prompt - 1) & (column < length - 1)).nonzero(as_tuple=True)
+        top = self.tops[n][rows] + columns - prompt[rows, 0] + 1
+        return Batch(tokens, rows, columns, self.top_ids[top].long(), self.top_logp[top].float().exp())
+
+
+def packed(samples: Sequence[Sample], device: Any = "cpu") -> Texts:
+    """The samples on a device, where batches of them are put together."""
+    lengths = np.array([len(s.tokens) for s in samples], np.int64)
+    prompts = np.array([s.prompt for s in samples], np.int64)
+    joined = (np.concatenate([getattr(s, name) for s in samples]) for name in ("tokens", "top_ids", "top_logp"))
+    tokens, ids, logp = joined
+    counts = (lengths, prompts, np.cumsum(lengths) - lengths, np.cumsum(lengths - prompts) - (lengths - prompts))
+    arrays = (tokens.astype(np.int32), ids.astype(np.int32), logp.astype(np.float16), *counts)
+    return Texts(*(torch.from_numpy(a).to(device) for a in arrays))
 
 
 def law(batch: Batch, kept: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
     """The target's likeliest tokens as columns of `kept` (-1: lacking), and their share of what is left."""
-    column = torch.full((vocab,), -1, dtype=torch.long)
-    column[kept] = torch.arange(len(kept))
+    column = kept.new_full((vocab,), -1)
+    column[kept] = torch.arange(len(kept), device=kept.device)
     index = column[batch.top_ids]
     p = batch.top_p.masked_fill(index < 0, 0.0)
     return index, p / p.sum(1, keepdim=True).clamp_min(1e-6)
@@ -123,10 +147,11 @@ class Draft(nn.Module):
         model.get_output_embeddings().weight.requires_grad_(False)
 
     def forward(self, tokens: Tensor, rows: Tensor, columns: Tensor, kept: Tensor) -> Tensor:
-        """Log-softmax [m, len(kept)] at the named places."""
+        """Log-softmax [m, len(kept)] at the named places; the head's product is float32 in every precision."""
         hidden = self.model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[rows, columns]
         head = self.model.get_output_embeddings()
-        return nn.functional.linear(hidden, head.weight[kept]).float().log_softmax(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.float(), head.weight[kept]).log_softmax(-1)
 
     def learned(self) -> dict[str, Tensor]:
         """The parameters that training changes, under the checkpoint's names."""
@@ -135,35 +160,52 @@ class Draft(nn.Module):
 
 @torch.no_grad()
 def block_efficiency(
-    draft: Draft, samples: Sequence[Sample], kept: np.ndarray, drafts: int, context: bool = True
+    draft: Draft, samples: Sequence[Sample], kept: np.ndarray, drafts: int, tokens: int, context: bool = True
 ) -> float:
     """BE over greedy texts: tokens / verify calls with `drafts` drafted a round; no round is run for it.
+
+    `tokens` padded ones are read at once.
 
     Greedy drafts that are accepted are the text itself, so one pass over the text tells where the draft's
     likeliest token is the next one; a round takes the run of such places. Candidates are `kept` and, with
     `context`, every token that the text has had so far (context rows).
     """
     tokens_emitted = calls = 0
-    for sample in samples:
-        batch = collate([sample])
-        first = {int(t): 0 for t in kept}
-        if context:
-            for place, token in enumerate(sample.tokens[:-1].tolist()):
-                first.setdefault(token, place)
-        ids = torch.tensor(sorted(first))
-        since = torch.tensor([first[int(i)] for i in ids])
-        logq = draft(batch.tokens, batch.rows, batch.columns, ids)
-        logq = logq.masked_fill(since[None] > batch.columns[:, None], -torch.inf)
-        hits = (ids[logq.argmax(1)] == batch.tokens[0, batch.columns + 1]).tolist()
-        place = 0
-        while place < len(hits):
-            run = 0
-            while run < drafts and place + run < len(hits) and hits[place + run]:
-                run += 1
-            tokens_emitted += min(run + 1, len(hits) - place)
-            place += run + 1
-            calls += 1
+    texts = packed(samples, next(draft.parameters()).device)
+    static = torch.from_numpy(kept).to(texts.tokens.device)
+    for numbers in schedule([len(s.tokens) for s in samples], tokens, 0):
+        batch = texts.batch(numbers)
+        hits = predicted(draft, batch, static, context) == batch.tokens[batch.rows, batch.columns + 1]
+        for row in hits.cpu().split(batch.rows.bincount().tolist()):
+            emitted, rounds = played(row.tolist(), drafts)
+            tokens_emitted, calls = tokens_emitted + emitted, calls + rounds
     return tokens_emitted / max(1, calls)
+
+
+def predicted(draft: Draft, batch: Batch, kept: Tensor, context: bool) -> Tensor:
+    """The draft's likeliest token at every place of a batch [m], of `kept` and of the text before the place."""
+    if not context:
+        return kept[draft(batch.tokens, batch.rows, batch.columns, kept).argmax(1)]
+    ids, column = torch.cat([kept, batch.tokens.flatten()]).unique(return_inverse=True)
+    n, length = batch.tokens.shape
+    since = ids.new_full((n, len(ids)), length, dtype=torch.int32)  # a text's first place that has the token
+    places = torch.arange(length, device=ids.device, dtype=torch.int32).expand(n, -1)
+    since.scatter_reduce_(1, column[len(kept) :].view(n, -1), places, "amin")
+    since[:, column[: len(kept)]] = 0
+    logq = draft(batch.tokens, batch.rows, batch.columns, ids)
+    return ids[logq.masked_fill(since[batch.rows] > batch.columns[:, None], -torch.inf).argmax(1)]
+
+
+def played(hits: Sequence[bool], drafts: int) -> tuple[int, int]:
+    """Tokens and rounds of a text whose places the draft told or did not."""
+    place = rounds = 0
+    while place < len(hits):
+        run = 0
+        while run < drafts and place + run < len(hits) and hits[place + run]:
+            run += 1
+        place += run + 1
+        rounds += 1
+    return len(hits), rounds
 
 
 def learning_rate(step: int, training: Training) -> float:
@@ -191,17 +233,19 @@ def train(
     InputError where the folder's run had other settings, and where the loss is no number.
     """
     draft = Draft(model)
-    texts = [cut(s, training.longest) for s in samples]
+    learned_from = [cut(s, training.longest) for s in samples]
     greedy = [cut(s, training.longest) for s in held_out if s.temperature == 0]
-    if not texts or not greedy:
+    if not learned_from or not greedy:
         raise InputError("there are too few samples to train on and to measure with", "make more samples")
+    draft.to(accelerator.device)
     weights = [p for p in draft.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=training.rate, betas=(0.9, 0.95), weight_decay=0.01)
     state = resume(folder, draft, optimizer, training)
     ready, optimizer = accelerator.prepare(draft, optimizer)
     loss_of = LOSSES[training.loss]
-    vocab, static = model.config.vocab_size, torch.from_numpy(kept)
-    steps = endless([len(s.tokens) for s in texts], training)
+    vocab, static = model.config.vocab_size, torch.from_numpy(kept).to(accelerator.device)
+    texts = packed(learned_from, accelerator.device)
+    steps = endless([len(s.tokens) for s in learned_from], training)
     losses: list[float] = []
     for step in range(training.steps):
         numbers = next(steps)
@@ -209,7 +253,7 @@ def train(
             continue
         began = time.monotonic()
         mine = numbers[accelerator.process_index :: accelerator.num_processes] or numbers[:1]
-        batch = collate([texts[i] for i in mine])
+        batch = texts.batch(mine)
         ids = torch.cat([static, batch.tokens.flatten()]).unique()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, training)
@@ -263,7 +307,7 @@ def measured(
 ) -> None:
     """Measure BE, add a line to the curve, and save: the best model apart from what a resumed run needs."""
     draft.eval()
-    found = block_efficiency(draft, greedy, kept, training.drafts)
+    found = block_efficiency(draft, greedy, kept, training.drafts, training.tokens)
     draft.train()
     line = {
         "step": state["step"],

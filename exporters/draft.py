@@ -1,9 +1,9 @@
-"""From a target to a draft: its samples, the training on them, and the folder that an export reads."""
+"""From a target to a draft: its prompts and samples, the training on them, and the folder that an export reads."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from edgespec.config_draft import DraftSamplesConfig, DraftTrainConfig
+from edgespec.config_draft import ANY, DraftPromptsConfig, DraftSamplesConfig, DraftTrainConfig
 from edgespec.errors import InputError
 from edgespec.exporters.checkpoint import Checkpoint, open_checkpoint
 from edgespec.exporters.distill import MODEL, Training, train
@@ -21,12 +21,43 @@ from edgespec.exporters.head import always_kept
 from edgespec.exporters.rounded import rounded
 from edgespec.exporters.samples import Sample, Settings, generate, read
 from edgespec.exporters.self_draft import draft_of
-from edgespec.exporters.tokenizer import asked
+from edgespec.exporters.tokenizer import asked, decoder, unasked
 from edgespec.exporters.trim import Corpus, chosen, ranked, scores
-from edgespec.prompts import Prompt
+from edgespec.files import written_whole
+from edgespec.prompts import Prompt, digest
 
 HELD_OUT = 20  # every 20th text is measured on and not learned
+MOST_HELD_OUT = 2000  # texts
+SHORTEST = 8  # characters of a prompt
+PROMPTS = "prompts.jsonl"
 ENDS = 2  # layers of the target's beginning, and of its end, that a draft begins as
+
+
+def write_prompts(
+    config: DraftPromptsConfig, excluded: Collection[str], render: Callable[..., str], progress: Any
+) -> dict[str, Any]:
+    """Let the target write what a user might ask it (Magpie, arXiv 2406.08464): it goes on from where its chat
+    template's user begins to speak. `excluded` are digests. The file, and how many prompts it holds."""
+    set_threads(config.threads)
+    with progress.stage("checkpoint"):
+        target = open_checkpoint(config.target)
+        model = writing(target, config.weights)
+    begun = unasked(target.tokenizer, ["" if words == ANY else words for words in config.begin], render)
+    settings = Settings(config.max_new_tokens, config.batch, 1, (config.temperature,), config.seed)
+    folder = Path(config.output)
+    with progress.stage("prompts") as advance:
+        rows = [begun[i % len(begun)] for i in range(config.count)]
+        generate(model, rows, target.tokenizer.stop_ids, folder, settings, advance)
+    stops, found = set(target.tokenizer.stop_ids), {}
+    text_of = decoder(target.tokenizer)
+    for s in read(folder):
+        start = text_of(s.tokens[: s.prompt])
+        text = (s.category + text_of(s.tokens).removeprefix(start)).strip()
+        if int(s.tokens[-1]) in stops and len(text) >= SHORTEST and digest(text) not in excluded:
+            found.setdefault(digest(text), {"prompt": text, "category": s.category or ANY})
+    lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in found.values()]
+    written_whole(folder / PROMPTS, "".join(lines))
+    return {"file": str(folder / PROMPTS), "prompts": len(lines), "written": config.count}
 
 
 def write_samples(
@@ -36,8 +67,7 @@ def write_samples(
     set_threads(config.threads)
     with progress.stage("checkpoint"):
         target = open_checkpoint(config.target)
-        model = target.load_model()
-        model = rounded(model) if config.weights == "int8" else model
+        model = writing(target, config.weights)
         most = target.config.get_text_config().max_position_embeddings // 2
         given = [one for one in asked(target.tokenizer, prompts, render) if len(one[0]) <= most]
     settings = Settings(config.max_new_tokens, config.batch, config.top, seed=config.seed)
@@ -64,14 +94,16 @@ def train_draft(config: DraftTrainConfig, progress: Any) -> dict[str, Any]:
         model = first.load_model()
     with progress.stage("samples"):
         texts = list(read(Path(config.samples)))
-        held_out = texts[::HELD_OUT]
-        learned_from = [s for i, s in enumerate(texts) if i % HELD_OUT]
+        every = max(HELD_OUT, len(texts) // MOST_HELD_OUT)
+        held_out = texts[::every]
+        learned_from = [s for i, s in enumerate(texts) if i % every]
         kept = frequent(target, learned_from, config.draft_rows)
     training = Training(
-        config.steps, config.loss, config.rate, min(50, config.steps // 10), config.tokens, seed=config.seed,
-        measure=config.measure, patience=config.patience,
+        config.steps, config.loss, config.rate, min(50, config.steps // 10), config.tokens,
+        longest=config.longest, seed=config.seed, measure=config.measure, patience=config.patience,
     )  # fmt: skip
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    gpu = torch.cuda.is_available()
+    accelerator = Accelerator(cpu=not gpu, mixed_precision="bf16" if gpu else "no")
     note = progress.note if accelerator.is_main_process else lambda _: None
     with progress.stage("training") as advance:
         state = train(
@@ -123,7 +155,21 @@ def frequent(target: Checkpoint, texts: Sequence[Sample], rows: int) -> tuple[in
     return chosen(ranked(score, kept), score, max(rows, len(kept)))
 
 
+def writing(target: Checkpoint, weights: str) -> Any:
+    """The target's model ready to write in this arithmetic, on a GPU where there is one."""
+    gpu = torch.cuda.is_available()
+    if gpu and weights == "int8":
+        raise InputError("a GPU does not write in int8", "use --weights fp16")
+    model = target.load_model()
+    if weights == "fp16":
+        for parameter in model.parameters():  # not the buffers: angles need their float32
+            parameter.data = parameter.data.half()
+    return model.cuda() if gpu else rounded(model) if weights == "int8" else model
+
+
 def set_threads(threads: int) -> None:
-    """PyTorch's threads; 0 leaves its default."""
+    """PyTorch's threads, 0 leaves its default; on a GPU float32 products may round to tf32."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
     if threads:
         torch.set_num_threads(threads)

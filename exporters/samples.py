@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from edgespec.files import replaced, written_whole
 
 NAME = "edgespec-grouped"
 SETTINGS = "samples.json"
-CHUNK = 16  # columns of a batch's prompts that are absorbed at once
+CHUNK = 16  # columns of a batch's prompts that a processor absorbs at once: they stay in its caches
+ABSORBED = 2**16  # tokens that an accelerator absorbs at once
 LEAST_BUSY = 0.25  # a batch ends when fewer of its rows are still being written: the rest stay as they are
+MOST_ENDED = 0.125  # rows that have ended are computed along until they are this part: taking them out copies
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Settings:
-    """How texts are written; prompt i is written at temperature `temperatures[i % len(temperatures)]`."""
+    """How texts are written; prompt i is written at temperature `temperatures[i % len(temperatures)]`.
+
+    A batch has `batch` rows where no prompt is longer than an answer may be, and fewer where one is, so that
+    its cache has the same size.
+    """
 
     max_new_tokens: int = 192
     batch: int = 48
@@ -123,10 +130,16 @@ def batched(prompts: Sequence[Any], settings: Settings) -> list[list[int]]:
     padding."""
     order = np.random.default_rng(settings.seed).permutation(len(prompts))
     window = 8 * settings.batch
-    batches = []
+    batches: list[list[int]] = []
     for start in range(0, len(order), window):
-        some = sorted(order[start : start + window], key=lambda i: len(prompts[i][0]))
-        batches += [list(map(int, some[i : i + settings.batch])) for i in range(0, len(some), settings.batch)]
+        group: list[int] = []
+        for i in sorted(order[start : start + window], key=lambda i: len(prompts[i][0])):
+            columns = max(len(prompts[i][0]) / settings.max_new_tokens, 1) + 1
+            if len(group) == settings.batch or (group and columns * (len(group) + 1) > 2 * settings.batch):
+                batches.append(group)
+                group = []
+            group.append(int(i))
+        batches.append(group)
     return batches
 
 
@@ -140,36 +153,47 @@ def write(
 ) -> list[Sample]:
     """The answers to a batch of ((token ids, category), temperature), left-padded and written side by
     side."""
+    device, most = model.device, settings.max_new_tokens
     longest = max(len(ids) for (ids, _), _ in rows)
-    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest + settings.max_new_tokens, dtype=torch.long)
+    given = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest + most, dtype=torch.long)
     for row, ((ids, _), _) in enumerate(rows):
-        tokens[row, longest - len(ids) :] = torch.tensor(list(ids))
+        given[row, longest - len(ids) :] = torch.tensor(list(ids))
         mask[row, longest - len(ids) :] = 1
-    heat = torch.tensor([temperature for _, temperature in rows])
-    cache, stops = Cache(layer_class_to_replicate=Filled), torch.tensor(sorted(stop_ids))
-    busy = torch.arange(len(rows))
-    written: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in rows]
-    for start in range(
-        0, longest - 1, CHUNK
-    ):  # in pieces whose intermediate values stay in the processor's caches
-        absorb(model, tokens[:, start : min(start + CHUNK, longest - 1)], mask, start, cache)
-    for step in range(settings.max_new_tokens):
-        at = longest - 1 + step
-        logits = absorb(model, tokens[:, -1:], mask[busy], at, cache)
+    given, mask = given.to(device), mask.to(device)
+    heat = torch.tensor([temperature for _, temperature in rows], device=device)
+    stops = torch.tensor(sorted(stop_ids), device=device)
+    cache = Cache(layer_class_to_replicate=partial(Filled, longest + most))
+    text = given.new_zeros(len(rows), most, dtype=torch.int32)
+    ids_seen = text.new_zeros(len(rows), most, settings.top)
+    logp_seen = ids_seen.new_zeros(ids_seen.shape, dtype=torch.float16)
+    length, busy = given.new_zeros(len(rows)), torch.arange(len(rows), device=device)
+    going = torch.ones_like(busy, dtype=torch.bool)
+    chunk = CHUNK if device.type == "cpu" else max(CHUNK, ABSORBED // len(rows))
+    for start in range(0, longest - 1, chunk):
+        absorb(model, given[:, start : min(start + chunk, longest - 1)], mask, start, cache)
+    tokens = given[:, -1:]
+    for step in range(most):
+        logits = absorb(model, tokens, mask[busy], longest - 1 + step, cache)
         logp = logits.float().log_softmax(-1)
         top_logp, top_ids = logp.topk(settings.top)
         chosen = choose(logp, top_ids, heat[busy], seed)
-        for place, row in enumerate(busy.tolist()):
-            written[row].append((chosen[place], top_ids[place].int(), top_logp[place].half()))
-        going = ~torch.isin(chosen, stops)
-        if going.sum() < max(1, LEAST_BUSY * len(rows)):
+        text[busy, step], ids_seen[busy, step] = chosen.int(), top_ids.int()
+        logp_seen[busy, step] = top_logp.half()
+        length[busy] += going
+        going &= ~torch.isin(chosen, stops)
+        count = int(going.sum())
+        if count < max(1, LEAST_BUSY * len(rows)):
             break
-        if not going.all():
+        if len(busy) - count > MOST_ENDED * len(busy):
             busy, chosen = busy[going], chosen[going]
             cache.batch_select_indices(going.nonzero()[:, 0])
+            going = going[going]
         tokens = chosen[:, None]
-    return [sample(row, written[i]) for i, row in enumerate(rows)]
+    if not torch.isfinite(logp_seen).all():
+        raise InputError("the target's logits are no numbers in this arithmetic", "use --weights fp32")
+    arrays = (length, text, ids_seen, logp_seen)
+    return [sample(*one) for one in zip(rows, *(a.cpu().numpy() for a in arrays), strict=True)]
 
 
 def absorb(model: Any, tokens: Tensor, mask: Tensor, start: int, cache: Cache) -> Tensor:
@@ -193,20 +217,22 @@ def choose(logp: Tensor, top_ids: Tensor, temperature: Tensor, seed: torch.Gener
     chosen = top_ids[:, 0].clone()
     if warm.any():
         below = (logp[warm] / temperature[warm, None]).softmax(-1).double().cumsum(-1)
-        drawn = torch.rand(len(below), 1, generator=seed, dtype=torch.float64) * below[:, -1:]
-        chosen[warm] = torch.searchsorted(below, drawn, right=True)[:, 0]
+        drawn = torch.rand(len(below), 1, generator=seed, dtype=torch.float64).to(below.device) * below[:, -1:]
+        chosen[warm] = torch.searchsorted(below, drawn, right=True)[:, 0].clamp_max(logp.shape[1] - 1)
     return chosen
 
 
 def sample(
-    row: tuple[tuple[Sequence[int], str], float], written: list[tuple[Tensor, Tensor, Tensor]]
+    row: tuple[tuple[Sequence[int], str], float],
+    length: int,
+    text: np.ndarray,
+    top_ids: np.ndarray,
+    top_logp: np.ndarray,
 ) -> Sample:
-    """A row's text with what was seen at its places."""
-    ((ids, category), temperature), (chosen, top_ids, top_logp) = row, zip(*written, strict=True)
-    tokens = np.array([*ids, *(int(t) for t in chosen)], np.int32)
-    return Sample(
-        tokens, len(ids), torch.stack(top_ids).numpy(), torch.stack(top_logp).numpy(), temperature, category
-    )
+    """A row's text with what was seen at its first `length` places."""
+    (ids, category), temperature = row
+    tokens = np.concatenate([np.array(ids, np.int32), text[:length]])
+    return Sample(tokens, len(ids), top_ids[:length], top_logp[:length], temperature, category)
 
 
 def save(path: Path, samples: list[Sample]) -> None:
@@ -247,19 +273,19 @@ def unpacked(held: dict[str, np.ndarray]) -> Iterator[Sample]:
 
 
 class Filled(CacheLayerMixin):
-    """A layer's keys and values in buffers that grow by halves: a step copies its own row only."""
+    """A layer's keys and values in buffers of a given length: a step copies its own row only."""
 
     is_sliding = False  # a window is in the mask
 
-    def __init__(self) -> None:
+    def __init__(self, room: int) -> None:
         super().__init__()
-        self.count = 0
+        self.room, self.count = room, 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Empty buffers for these heads."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = (
-            x.new_zeros(*x.shape[:2], 0, x.shape[3]) for x in (key_states, value_states)
+            x.new_zeros(*x.shape[:2], self.room, x.shape[3]) for x in (key_states, value_states)
         )
         self.is_initialized = True
 
@@ -270,9 +296,6 @@ class Filled(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.count + key_states.shape[2]
-        if end > self.keys.shape[2]:
-            room = end + max(64, end // 2)
-            self.keys, self.values = (grown(x, room) for x in (self.keys, self.values))
         self.keys[:, :, self.count : end] = key_states
         self.values[:, :, self.count : end] = value_states
         self.count = end
@@ -291,15 +314,8 @@ class Filled(CacheLayerMixin):
         return self.count
 
     def get_max_length(self) -> int:
-        """-1: it grows."""
-        return -1
-
-
-def grown(old: Tensor, room: int) -> Tensor:
-    """The buffer with place for `room` rows."""
-    new = old.new_zeros(old.shape[0], old.shape[1], room, old.shape[3])
-    new[:, :, : old.shape[2]] = old
-    return new
+        """Rows that fit."""
+        return self.room
 
 
 def grouped(
@@ -324,7 +340,8 @@ def grouped(
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     if attention_mask is None:
-        attention_mask = torch.ones(rows, seen, dtype=torch.bool).tril(seen - rows)[None, None]
+        full = torch.ones(rows, seen, dtype=torch.bool, device=query.device)
+        attention_mask = full.tril(seen - rows)[None, None]
     scores = scores.masked_fill(~attention_mask[:, :, None], torch.finfo(scores.dtype).min)
     p = scores.softmax(-1).view(batch, kv, heads // kv * rows, seen)
     out = (p @ value).view(batch, heads, rows, value.shape[-1])

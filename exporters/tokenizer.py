@@ -79,17 +79,48 @@ def asked(
     `render` fills a template; a prompt of no token is left out.
     """
     encoder = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json.decode())
-    text_of = lambda i: (encoder.id_to_token(i) or "") if i is not None else ""  # noqa: E731
-    end = text_of(tokenizer.stop_ids[0]) if len(tokenizer.stop_ids) == 1 else ""
     found = []
     for prompt in prompts:
-        text, start = prompt.text, [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        if tokenizer.chat_template:
-            message = [{"role": "user", "content": text}]
-            text, start = render(tokenizer.chat_template, message, text_of(tokenizer.bos_id), end), []
-        if ids := start + encoder.encode(text, add_special_tokens=False).ids:
+        text = first_turn(tokenizer, encoder, prompt.text, render)
+        if ids := encoded(tokenizer, encoder, text):
             found.append((ids, prompt.category))
     return found
+
+
+def unasked(
+    tokenizer: Tokenizer, beginnings: Sequence[str], render: Callable[..., str]
+) -> list[tuple[list[int], str]]:
+    """Token ids of a user's turn that goes no further than its first words, with these words; InputError
+    where a chat template says nothing of users."""
+    if not tokenizer.chat_template:
+        raise InputError("the target has no chat template, so it writes no prompts of users", "give prompts")
+    encoder, mark = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json.decode()), "\N{SNOWMAN}"
+    before, found, _ = first_turn(tokenizer, encoder, mark, render).partition(mark)
+    if not found:
+        raise InputError("the target's chat template leaves out what a user says", "give prompts")
+    return [(encoded(tokenizer, encoder, before + words), words) for words in beginnings]
+
+
+def decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
+    """From token ids to their text, special tokens left out."""
+    encoder = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json.decode())
+    return lambda ids: encoder.decode([int(i) for i in ids])
+
+
+def first_turn(tokenizer: Tokenizer, encoder: Any, text: str, render: Callable[..., str]) -> str:
+    """The text as a user's first turn, where there is a chat template."""
+    if not tokenizer.chat_template:
+        return text
+    text_of = lambda i: (encoder.id_to_token(i) or "") if i is not None else ""  # noqa: E731
+    end = text_of(tokenizer.stop_ids[0]) if len(tokenizer.stop_ids) == 1 else ""
+    message = [{"role": "user", "content": text}]
+    return render(tokenizer.chat_template, message, text_of(tokenizer.bos_id), end)
+
+
+def encoded(tokenizer: Tokenizer, encoder: Any, text: str) -> list[int]:
+    """A rendered text as token ids: a template has written its own first token, a raw text has not."""
+    raw = not tokenizer.chat_template and tokenizer.bos_id is not None
+    return ([tokenizer.bos_id] if raw else []) + encoder.encode(text, add_special_tokens=False).ids
 
 
 def directory_tokenizer(directory: Path, config_eos: int | list[int] | None) -> Tokenizer:

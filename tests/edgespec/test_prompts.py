@@ -52,6 +52,15 @@ def test_bad_files(tmp_path: Path, name: str, data: bytes, message: str) -> None
         read(tmp_path / "absent.txt")
 
 
+def test_a_line_ends_where_its_file_says_so(tmp_path: Path) -> None:
+    """Unicode has further line separators, and JSON allows them inside a string."""
+    text = "one\u2028two\x85three\x1d"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": text}, ensure_ascii=False) + "\r\n", newline="")
+    (tmp_path / "a.txt").write_text(f"{text}\nfour\r\n", newline="")
+    assert [p.text for p in read(tmp_path / "a.jsonl")] == [text.strip()]
+    assert [p.text for p in read(tmp_path / "a.txt")] == [text.strip(), "four"]
+
+
 def test_no_test_prompt_is_among_those_that_the_shipped_draft_learned_from() -> None:
     """Their hashes ship with the draft (scripts/draft_prompts); one of Spec-Bench would be among them."""
     learned = set((files("edgespec.exporters") / "demo_draft" / "prompts.sha256").read_text().split())

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from edgespec.errors import InputError
 from edgespec.exporters import distill
-from edgespec.exporters.distill import Draft, Training, block_efficiency, collate, cut, law, schedule, train
+from edgespec.exporters.distill import Draft, Training, block_efficiency, cut, law, packed, schedule, train
 from edgespec.exporters.samples import Sample, Settings, generate, read
 from tests.helpers import tiny
 
@@ -66,11 +66,11 @@ def test_the_law_is_the_targets_over_what_is_kept() -> None:
         0.0,
         "c",
     )
-    batch = collate([sample])
+    batch = packed([sample]).batch([0])
     assert batch.rows.tolist() == [0, 0] and batch.columns.tolist() == [0, 1]
     index, p = law(batch, torch.tensor([3, 4, 8]), 10)
     assert index.tolist() == [[2, 0], [-1, 1]]
-    np.testing.assert_allclose(p, [[2 / 3, 1 / 3], [0, 1]], rtol=1e-5)
+    np.testing.assert_allclose(p, [[2 / 3, 1 / 3], [0, 1]], rtol=1e-3)
 
 
 def test_block_efficiency_is_that_of_rounds_played_one_by_one(samples: list[Sample]) -> None:
@@ -96,7 +96,7 @@ def test_block_efficiency_is_that_of_rounds_played_one_by_one(samples: list[Samp
                 emitted += min(taken + 1, len(s.tokens) - place)
                 place += taken + 1
                 calls += 1
-        assert block_efficiency(draft, greedy, kept, drafts, context) == pytest.approx(emitted / calls)
+        assert block_efficiency(draft, greedy, kept, drafts, 90, context) == pytest.approx(emitted / calls)
 
 
 def test_training_learns_and_repeats_itself(tmp_path: Path, samples: list[Sample]) -> None:

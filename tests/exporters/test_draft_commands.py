@@ -16,6 +16,8 @@ from edgespec.bundle import open_bundle
 from edgespec.cli import main
 from edgespec.exporters.checkpoint import open_checkpoint
 from edgespec.exporters.draft_checkpoint import open_draft
+from edgespec.exporters.samples import read as samples
+from edgespec.prompts import read
 from edgespec.runtime.session import Runtime, Settings
 from tests.helpers import tiny
 from tests.helpers.checkpoints import edit_json, write_directory
@@ -50,6 +52,33 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     assert main(["draft", "train", target, "--samples", samples, *words, "-o", str(folder / "trained")]) == 0
     return folder
+
+
+def test_a_target_writes_prompts(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They begin as asked and end by themselves; a run goes on; what is excluded is left out."""
+    words = ["--count", "120", "--begin", "any,hello", "--max-new-tokens", "60", "--batch", "40"]
+    words += ["--weights", "fp32", "--temperature", "1.5", "-q"]
+    ask = ["draft", "prompts", str(made / "target"), "-o", str(tmp_path / "own"), *words]
+    assert main(ask) == 0
+    path = tmp_path / "own" / "prompts.jsonl"
+    found = read(path)
+    assert str(path) in capsys.readouterr().out
+    assert 10 < len(found) < 120 and {p.category for p in found} == {"any", "hello"}
+    assert all(p.text.startswith("hello") for p in found if p.category == "hello")
+    ended = [s for s in samples(tmp_path / "own") if s.tokens[-1] == 2]
+    assert len(found) <= len(ended) and all(s.temperature == 1.5 for s in ended)
+    whole = path.read_text()
+    (tmp_path / "own" / "batch-00001.npz").unlink()
+    path.unlink()
+    assert main(ask) == 0 and path.read_text() == whole
+    (tmp_path / "test.jsonl").write_text(json.dumps({"prompt": f" {found[0].text.upper()}"}))
+    assert main([*ask, "--exclude", str(tmp_path / "test.jsonl")]) == 0
+    assert [p.text for p in read(path)] == [p.text for p in found[1:]]
+    bare = shutil.copytree(made / "target", tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    capsys.readouterr()
+    assert main(["draft", "prompts", str(bare), "-o", str(tmp_path / "none"), *words]) == 2
+    assert "has no chat template, so it writes no prompts" in capsys.readouterr().err
 
 
 def test_the_draft_holds_its_layers_only(made: Path) -> None:
@@ -129,6 +158,9 @@ def test_a_training_goes_on_and_a_draft_goes_further(made: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["prompts", "T", "-o", "O", "--count", "0"], "count 0 is not 1 to"),
+        (["prompts", "T", "-o", "O", "--exclude", "nowhere.txt"], "exclude 'nowhere.txt' is not a file"),
+        (["prompts", "T", "-o", "O", "--temperature", "0"], "temperature 0.0 is not"),
         (["samples", "T", "--prompts", "", "-o", "O"], "no file of prompts is given"),
         (["samples", "T", "--prompts", "nowhere.txt", "-o", "O"], "prompts 'nowhere.txt' is not a file"),
         (["samples", "T", "--prompts", "P", "-o", "O", "--share", "2/2"], "share '2/2' is no part"),
