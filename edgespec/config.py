@@ -324,6 +324,13 @@ class EvalConfig:
     temperatures: tuple[str, ...] = flag(
         "with --speculation: of the sampling; 0 is greedy", ("0", "0.7", "1")
     )
+    baseline: str | None = flag(
+        "with --speculation: also Transformers' assisted generation, greedy, from the checkpoints",
+        None,
+        choices=("transformers",),
+    )
+    source: str | None = flag("with --baseline: the target's checkpoint (default: where it came from)", None)
+    draft_source: str | None = flag("with --baseline: the same for the draft", None)
 
     @property
     def heats(self) -> tuple[float, ...]:
@@ -333,6 +340,10 @@ class EvalConfig:
     def check(self) -> EvalConfig:
         """Itself, or an InputError for the first value that cannot work without looking at the bundle."""
         check_file("prompts", self.prompts)
+        check_model("source", self.source)
+        check_model("draft_source", self.draft_source, DRAFTS)
+        if self.baseline and not self.speculation:
+            raise InputError(f"baseline {self.baseline} is one for drafts", "add --speculation")
         between("limit", self.limit, 0, 2**20)
         between("tokens", self.tokens, 2, 2**20)
         try:

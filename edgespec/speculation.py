@@ -47,6 +47,9 @@ class SpeculationRow:
         return {**asdict(self.way), "texts_different": self.texts_different, **asdict(self.figures)}
 
 
+ASSISTED = Way("transformers", "confidence", 0, 0.0)  # the baseline: another engine, its texts its own
+
+
 def plain(temperature: float) -> Way:
     """Decoding without drafts."""
     return Way("none", "cost", 0, temperature)

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 import edgespec.bench
+from edgespec import console
 from edgespec.bench_report import PLAIN, SPECULATIVE, read, write
 from edgespec.cli import main
 from edgespec.config import ExportConfig
@@ -274,6 +275,70 @@ def test_eval_of_drafts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     )
     saved = json.loads((tmp_path / "out" / "speculation.json").read_text())
     assert saved["rows"] == told["rows"] and saved["schema"] == "edgespec.speculation/1"
+
+
+BESIDE = [
+    "--speculation",
+    "--baseline",
+    "transformers",
+    "--tokens",
+    "13",
+    "--threads",
+    "1",
+    "--temperatures",
+    "0",
+]
+
+
+def test_the_baseline_stands_in_the_same_rows(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", str(folder / "b.bundle"), "--prompts", str(folder / "prompts.jsonl"), *BESIDE]
+    words += ["--source", str(folder / "model"), "--draft-source", str(folder / "model")]
+    words += ["-o", str(tmp_path / "out"), "-q"]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    theirs = {r["category"]: r for r in told["rows"] if r["drafter"] == "transformers"}
+    ours = next(r for r in told["rows"] if (r["drafter"], r["stop_rule"]) == ("draft", "confidence"))
+    assert {*theirs} == {"all", "x", "y"} and {*theirs["all"]} == {*ours}
+    row = theirs["all"]
+    assert (row["prompts"], row["c"], row["stop_rule"], row["temperature"]) == (4, ours["c"], "confidence", 0)
+    assert row["mbsu"] == pytest.approx(row["block_efficiency"] / (1 + row["c"] * row["gamma"]))
+    # The draft is the target: all that it drafts is accepted.
+    assert row["acceptance"][0] == 1 and row["block_efficiency"] == pytest.approx(1 + row["gamma"])
+    assert "at most 20 drafts, confidence 0.4" in told["facts"]["transformers"]
+    before = (tmp_path / "out" / "transformers.jsonl").read_text()
+    assert main(words) == 0
+    assert (tmp_path / "out" / "transformers.jsonl").read_text() == before
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("transformers  ")]
+    assert f"{row['block_efficiency']:.2f}" in line
+
+
+def test_a_baseline_without_its_checkpoints(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["eval", str(folder / "b.bundle"), *BESIDE, "-o", str(tmp_path / "out"), "-q"]
+    here = ["--source", str(folder / "model")]
+    other = str(write_directory(tmp_path / "other", tiny.model("llama", 1)))
+    for more, error, hint in (
+        ([], "the target's checkpoint model is not here", "name it with --source"),
+        (here, "the draft's checkpoint model is not here", "name it with --draft-source"),
+        (["--source", other], "is not the checkpoint that this bundle's target came from", "--source"),
+        (["--source", str(tmp_path / "none")], "source", ""),
+    ):
+        assert main([*words, *more]) == 2
+        told = capsys.readouterr().err
+        assert error in told and hint in told and len(told.splitlines()) == 2, told
+        assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(console, "import_module", missing_torch)
+    assert main(words) == 2 and not (tmp_path / "out").exists()
+    assert "error: torch is not installed\nhint:  pip install 'edgespec[export]'" in capsys.readouterr().err
+    assert main(["eval", str(folder / "b.bundle"), *BESIDE[1:], "-o", str(tmp_path / "out"), "-q"]) == 2
+    assert "hint:  add --speculation" in capsys.readouterr().err
+
+
+def missing_torch(name: str) -> None:
+    raise ModuleNotFoundError(f"No module for {name}", name="torch")
 
 
 @pytest.mark.parametrize("given", ["0,0", "hot", "-1", "nan"])
