@@ -277,6 +277,46 @@ def test_eval_of_drafts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert saved["rows"] == told["rows"] and saved["schema"] == "edgespec.speculation/1"
 
 
+def test_the_same_draft_with_its_whole_head_beside(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both are measured in turns; a whole head accepts all, a trimmed one reads less."""
+    source = str(folder / "model")
+    given = dict(weights="fp32", budget=48, block=16, sinks=2, recent=4, widths=(2, 4))
+    for name, more in (
+        ("trimmed", {"draft_rows": 262, "context_rows": 0}),
+        ("other", {"draft_budget": 48, "block": 8}),
+    ):
+        how = {**given, "draft": source, "draft_budget": 32, **more}
+        export(ExportConfig(source, str(tmp_path / f"{name}.bundle"), **how), Progress(quiet=True), Engine)  # type: ignore[arg-type]
+    words = ["eval", str(tmp_path / "trimmed.bundle"), "--prompts", str(folder / "prompts.jsonl")]
+    words += ["--speculation", "--temperatures", "0", "--tokens", "13", "--threads", "1", "-q"]
+    both = [*words, "--beside", str(folder / "b.bundle"), "-o", str(tmp_path / "out")]
+    assert main([*both, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = {(r["bundle"], r["drafter"], r["stop_rule"], r["draft_tokens"]): r
+            for r in told["rows"] if r["category"] == "all"}  # fmt: skip
+    trimmed, whole = (rows[f"{name}.bundle", "draft", "fixed", 2] for name in ("trimmed", "b"))
+    assert whole["acceptance"][0] > trimmed["acceptance"][0] and whole["c"] > trimmed["c"]
+    assert all(r["texts_different"] == 0 for r in told["rows"])
+    (ratio,) = (
+        r for r in told["ratios"] if (r["category"], r["stop_rule"], r["draft_tokens"]) == ("all", "fixed", 2)
+    )
+    assert (ratio["mbsu"], ratio["mbsu_beside"]) == (trimmed["mbsu"], whole["mbsu"])
+    assert ratio["ratio"] == pytest.approx(trimmed["mbsu"] / whole["mbsu"])
+    assert {r["drafter"] for r in told["ratios"]} == {"draft", "both"}
+    assert main(both) == 0  # from the record
+    table = capsys.readouterr().out
+    assert "MBSU of both" in table and f"{ratio['ratio']:.3f}" in table
+    for name, message in (
+        ("other", "has another target than"),
+        ("trimmed", "both bundles are named"),
+        ("none", "no bundle at"),
+    ):
+        assert main([*words, "--beside", str(tmp_path / f"{name}.bundle"), "-o", str(tmp_path / "no")]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
 BESIDE = [
     "--speculation",
     "--baseline",
@@ -310,7 +350,7 @@ def test_the_baseline_stands_in_the_same_rows(
     before = (tmp_path / "out" / "transformers.jsonl").read_text()
     assert main(words) == 0
     assert (tmp_path / "out" / "transformers.jsonl").read_text() == before
-    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("transformers  ")]
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("b.bundle  transformers")]
     assert f"{row['block_efficiency']:.2f}" in line
 
 
