@@ -119,9 +119,9 @@ def ratios(found: Sequence[SpeculationRow], beside: Sequence[SpeculationRow]) ->
     ]
 
 
-def rule(way: Way) -> str:
-    """As `fixed 4`."""
-    return f"{way.stop_rule} {way.draft_tokens or ''}".strip()
+def named(way: Way) -> tuple[str, str, str]:
+    """A way's cells: as `draft`, `fixed 4` and `0.7`."""
+    return way.drafter, f"{way.stop_rule} {way.draft_tokens or ''}".strip(), f"{way.temperature:g}"
 
 
 def to_table(
@@ -152,18 +152,10 @@ def to_table(
         speed = spread_cell(f.speedup, ".2f")
         places = " ".join(f"{a:.0%}" for a in f.acceptance)
         cells = (f"{f.block_efficiency:.2f}", f"{f.gamma:.2f}", f"{f.c:.3f}", f"{f.mbsu:.2f}")
-        named = (row.bundle, way.drafter, rule(way), f"{way.temperature:g}")
-        lines.append((*named, *cells, f"{f.mbsu_parameters:.2f}", speed, places))
+        lines.append((row.bundle, *named(way), *cells, f"{f.mbsu_parameters:.2f}", speed, places))
     shown: list[Any] = [grid(head, lines, range(len(head)))]
     if beside:
-        of = [r for r in ratios(found, beside) if r.category == ALL]
-        cells_of = [
-            (r.way.drafter, rule(r.way), f"{r.way.temperature:g}", f"{r.mbsu:.3f}", f"{r.mbsu_beside:.3f}",
-             f"{r.ratio:.3f}")
-            for r in of
-        ]  # fmt: skip
-        names = ("drafter", "rule", "T", found[0].bundle, beside[0].bundle, "ratio")
-        shown += ["\nMBSU of both", grid(names, cells_of, range(3))]
+        shown += ["\nMBSU of both", _of_both(found, beside)]
     first = ("draft" if any(r.way.drafter == "draft" for r in found) else "ngram", "cost", 0)
     parts: list[tuple[str, ...]] = []
     for row in found:
@@ -177,3 +169,13 @@ def to_table(
     wrong = sum(r.texts_different for r in (*found, *beside) if r.figures.category == ALL)
     shown.append(f"\ngreedy texts that differ from plain decoding's: {wrong}")
     return printed([*shown, *(f"{name}: {value}" for name, value in facts.items())])
+
+
+def _of_both(found: Sequence[SpeculationRow], beside: Sequence[SpeculationRow]) -> Any:
+    """MBSU of two bundles over all prompts, a line a way."""
+    lines = [
+        (*named(r.way), *(format(x, ".3f") for x in (r.mbsu, r.mbsu_beside, r.ratio)))
+        for r in ratios(found, beside)
+        if r.category == ALL
+    ]
+    return grid(("drafter", "rule", "T", found[0].bundle, beside[0].bundle, "ratio"), lines, range(3))
