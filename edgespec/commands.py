@@ -13,7 +13,13 @@ from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
-from edgespec import commands_bench, commands_draft, commands_latency, commands_trim
+from edgespec import (
+    commands_bench,
+    commands_draft,
+    commands_latency,
+    commands_speculation,
+    commands_trim,
+)
 from edgespec.config import (
     BuildConfig,
     ChatConfig,
@@ -166,7 +172,7 @@ def eval(config: EvalConfig, as_json: bool, progress: Progress) -> int:
     """Measure what each eviction policy costs in quality, or how good the drafts are; ends with advice."""
     config.check()
     if config.speculation:
-        return commands_bench.speculation(config, as_json, progress)
+        return commands_speculation.speculation(config, as_json, progress)
     from pathlib import Path
 
     bundle = verified(config.bundle, progress)

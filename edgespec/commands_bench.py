@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgespec.config import EvalConfig
 from edgespec.config_bench import BenchConfig, CompareConfig, share
 from edgespec.console import load, print_json, verified, written
 from edgespec.errors import InputError
@@ -79,68 +77,7 @@ def compare(config: CompareConfig, as_json: bool, progress: Progress) -> int:
     return 0 if verdict.passed else 1
 
 
-def speculation(config: EvalConfig, as_json: bool, progress: Progress) -> int:
-    """`edgespec eval --speculation`: all drafters and stop rules; exit 1 if a greedy text changed."""
-    from edgespec.bench_figures import ALL, c_parameters
-    from edgespec.bench_report import bundle_facts
-    from edgespec.predict import counted
-    from edgespec.speculation import rows, to_table
-    from edgespec.work import of_bundle
-
-    bundle, folder = verified(config.bundle, progress), Path(config.output)
-    folder.mkdir(exist_ok=True)
-    ways, settings, samples = _drafted(config, bundle, folder / "speculation.jsonl", progress)
-    works = tuple(counted(work) for work in of_bundle(bundle).values())
-    found = rows(samples, ways, c_parameters(bundle_facts(bundle, settings["bundle"]).models, works))
-    loads = [s.load for s in samples]
-    facts = {
-        "prompts": len({s.prompt for s in samples}),
-        "threads": settings["threads"],
-        "cpu": settings["cpu"],
-    }
-    facts |= {"load": f"{min(loads):.1f}..{max(loads):.1f}"}
-    result = {"facts": facts, "settings": settings, "rows": [row.to_json() for row in found]}
-    with written(str(folder / "speculation.json")) as file:
-        json.dump({"schema": "edgespec.speculation/1", **result}, file, indent=1)
-    if as_json:
-        print_json("speculation", result)
-    else:
-        print(to_table(found, facts), end="")
-    return 1 if any(r.texts_different for r in found if r.figures.category == ALL) else 0
-
-
-def _drafted(
-    config: EvalConfig, bundle: Any, path: Path, progress: Progress
-) -> tuple[Any, dict[str, Any], Any]:
-    """Every way to draft, how it was measured, and its samples, from a record: a stopped run goes on."""
-    from edgespec.bench import Contender, entries, run
-    from edgespec.bench_log import BenchLog
-    from edgespec.speculation import ways_of
-    from edgespec.suite import digest, items
-
-    chosen = items("specbench", config.prompts, config.limit)
-    start = partial(_open, bundle, config.threads, progress)
-    environment, costs = _facts({NEW: start})
-    models = {m.name: m for m in bundle.manifest.models}
-    most = max(g.width for g in models["target"].graphs if g.kind == "verify") - 1
-    ways = ways_of("draft" in models, config.heats, most)
-    settings = {"prompts_sha256": digest(chosen), "tokens": config.tokens, "ways": [w.name for w in ways]}
-    settings |= {"costs": costs[NEW], "bundle": _digest(bundle), "threads": environment.threads}
-    settings |= {"cpu": environment.cpu}
-    log = BenchLog(path, settings, asdict(environment))
-    settings_type = load("edgespec.runtime.session", "Settings", extra="onnx")
-    how = {w.name: settings_type(max_new_tokens=config.tokens, **asdict(w)) for w in ways}
-    run([Contender(NEW, start)], chosen, how, 1, log, progress)
-    done = entries(log, chosen)
-    samples = [s for e in done for s in e.samples.get(NEW, ())]
-    if not samples:
-        raise InputError(
-            f"no prompt could be answered: {done[0].left_out}", "give shorter ones with --prompts"
-        )
-    return ways, settings, samples
-
-
-def _open(bundle: Any, threads: int, progress: Progress, command: Sequence[str] = ()) -> Any:
+def opened(bundle: Any, threads: int, progress: Progress, command: Sequence[str] = ()) -> Any:
     """The runtime of a bundle; `command` starts another binary than ours."""
     runtime_type = load("edgespec.runtime.session", "Runtime", extra="onnx")
     return runtime_type.open(bundle.path, threads, command=command, note=progress.note)
@@ -174,7 +111,7 @@ def _measured(config: BenchConfig, progress: Progress) -> tuple[Any, dict[str, A
     if config.against or config.against_binary:
         bundles[BASE] = verified(config.against or config.bundle, progress)
     starts = {name: partial(_start, config, name, bundle, progress) for name, bundle in bundles.items()}
-    environment, costs = _facts(starts)
+    environment, costs = machine(starts)
     names = ("tokens", "rounds", "drafter", "stop_rule", "draft_tokens")
     settings = {name: getattr(config, name) for name in names} | {
         "suite": Path(config.prompts).name if config.prompts else config.suite,
@@ -183,7 +120,7 @@ def _measured(config: BenchConfig, progress: Progress) -> tuple[Any, dict[str, A
         "warm_up": WARM_UP,
         "threads": environment.threads,
     }
-    manifests = {name: _digest(bundle) for name, bundle in bundles.items()}
+    manifests = {name: digest_of(bundle) for name, bundle in bundles.items()}
     same = {**settings, "costs": costs, "bundles": manifests, "cpu": environment.cpu}
     log = BenchLog(Path(f"{config.output}.part"), same, asdict(environment))
     settings_type = load("edgespec.runtime.session", "Settings", extra="onnx")
@@ -254,10 +191,10 @@ def _start(config: BenchConfig, name: str, bundle: Any, progress: Progress) -> A
     if name == BASE and config.against_binary:
         table = load("edgespec.runtime.session", "table_of", extra="onnx")(bundle.path)
         command = [config.against_binary, *(["--table", str(table)] if table.is_file() else [])]
-    return _open(bundle, config.threads, progress, command)
+    return opened(bundle, config.threads, progress, command)
 
 
-def _facts(starts: Mapping[str, Callable[[], Any]]) -> tuple[Any, dict[str, str]]:
+def machine(starts: Mapping[str, Callable[[], Any]]) -> tuple[Any, dict[str, str]]:
     """The machine, and the costs that each contender reckons with: each is started once to tell."""
     from edgespec import environment as here
     from edgespec.bench_report import Environment
@@ -283,7 +220,7 @@ def _profiles(wanted: Sequence[str]) -> list[Any]:
     return [profile_of(name) for name in wanted or names()]
 
 
-def _digest(bundle: Any) -> str:
+def digest_of(bundle: Any) -> str:
     """SHA-256 of the manifest, which holds those of all files."""
     from edgespec.bundle import MANIFEST
 

@@ -69,7 +69,11 @@ class ExportConfig:
     head: str | None = flag("form of the LM head, where it differs", None, choices=PRECISIONS)
     embedding: str | None = flag("form of the embedding, where it differs", None, choices=PRECISIONS)
     draft_vocab: str | None = flag("file with one token id a line: the rows of the draft's head", None)
-    draft_rows: int = flag("rows of the draft's head when chosen by frequency", 16384)
+    draft_rows: int | None = flag(
+        "rows of the draft's head, chosen by frequency (default: the vocabulary that came with the draft, "
+        "else 16384 rows)",
+        None,
+    )
     context_rows: int | None = flag(
         "further rows of the draft's head, which hold tokens of the conversation; 0: none (default: 256 "
         "where the head is trimmed and the target's own)",
@@ -142,7 +146,12 @@ class ExportConfig:
                     raise InputError(f"{word} is given without a draft", f"add --draft, or leave {word} out")
             return
         between("draft_budget", self.draft_budget, 2, LARGEST_BUDGET)
-        between("draft_rows", self.draft_rows, 1, 2**24)
+        if self.draft_rows is not None:
+            between("draft_rows", self.draft_rows, 1, 2**24)
+            if self.draft_vocab is not None:
+                raise InputError(
+                    "--draft-vocab names the rows that --draft-rows would choose", "leave one of them out"
+                )
         between("context_rows", self.context_rows or 0, 0, 2**16)
         if self.block > self.draft_budget:
             raise InputError(
@@ -324,6 +333,16 @@ class EvalConfig:
     temperatures: tuple[str, ...] = flag(
         "with --speculation: of the sampling; 0 is greedy", ("0", "0.7", "1")
     )
+    beside: str | None = flag(
+        "with --speculation: a bundle of the same target to show beside, such as the draft's whole head", None
+    )
+    baseline: str | None = flag(
+        "with --speculation: also Transformers' assisted generation, greedy, from the checkpoints",
+        None,
+        choices=("transformers",),
+    )
+    source: str | None = flag("with --baseline: the target's checkpoint (default: where it came from)", None)
+    draft_source: str | None = flag("with --baseline: the same for the draft", None)
 
     @property
     def heats(self) -> tuple[float, ...]:
@@ -333,6 +352,13 @@ class EvalConfig:
     def check(self) -> EvalConfig:
         """Itself, or an InputError for the first value that cannot work without looking at the bundle."""
         check_file("prompts", self.prompts)
+        check_model("source", self.source)
+        check_model("draft_source", self.draft_source, DRAFTS)
+        for name in ("beside", "baseline"):
+            if getattr(self, name) and not self.speculation:
+                raise InputError(
+                    f"{name} {getattr(self, name)} is to compare drafts with", "add --speculation"
+                )
         between("limit", self.limit, 0, 2**20)
         between("tokens", self.tokens, 2, 2**20)
         try:

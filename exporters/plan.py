@@ -29,6 +29,7 @@ DEFAULT_FORM = {"cpu": "int8", "npu": "int4"}
 WIDE = {"cpu": "int8", "npu": "fp16"}  # what an int4 bundle stores its most sensitive weights in:
 # the head, which alone costs more in int4 than all the rest, and the ends of a checkpoint that is on no grid
 CONTEXT_ROWS = 256
+DRAFT_ROWS = 16384
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 CALIBRATION_WINDOW, CALIBRATION_WINDOWS = 512, 32
 WORKING_SET = 1.5e9  # bytes: the libraries, a trace, and the copies of one parameter while it is encoded
@@ -53,11 +54,11 @@ def draft_job(config: ExportConfig, target: Job) -> Job:
     spec = model_spec(checkpoint.config)
     tokens, vocab = target.checkpoint.tokenizer, min(spec.vocab, target.spec.vocab)
     known = (tokens.tokenizer_json, tokens.stop_ids)
-    vocabulary = config.draft_vocab or vocabulary_of(checkpoint)
-    if vocabulary:
+    own = vocabulary_of(checkpoint) if config.draft_rows is None else None
+    if vocabulary := config.draft_vocab or own:
         ids = from_file(Path(vocabulary), *known, vocab, tokens.chat_template)
     else:
-        rows = min(config.draft_rows, vocab)
+        rows = min(config.draft_rows or DRAFT_ROWS, vocab)
         ids = by_frequency(*known, choice_text(config), rows, vocab, tokens.chat_template)
     whose = target.checkpoint.source if config.draft == OWN else checkpoint.source
     cache = cache_spec(config, spec, "draft", whose)

@@ -7,9 +7,9 @@ written. Sizes are judged on answers that were not counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -78,62 +78,64 @@ def chosen(order: np.ndarray, score: np.ndarray, size: int) -> tuple[int, ...]:
     return tuple(sorted(map(int, order[:size]), key=lambda i: (-score[i], i)))
 
 
-def recent(sample: Sample, rank: np.ndarray, size: int, rows: int) -> Iterator[dict[int, None]]:
-    """What context rows hold at each written place: the last `rows` different tokens that the head lacks."""
-    held: dict[int, None] = {}
-    for place, token in enumerate(sample.tokens.tolist()):
-        if place >= sample.prompt:
-            yield held
-        if rows and rank[token] >= size:
-            held.pop(token, None)
-            held[token] = None
-            if len(held) > rows:
-                del held[next(iter(held))]
+def latest(sample: Sample) -> np.ndarray:
+    """The different tokens before each written place, ids [T, D], the latest first; -1 fills up the rows."""
+    ids, which = np.unique(sample.tokens[:-1], return_inverse=True)
+    seen = np.full((len(which), len(ids)), -1)
+    seen[np.arange(len(which)), which] = np.arange(len(which))
+    last = np.maximum.accumulate(seen)[sample.prompt - 1 :]  # where each token stood last
+    order = np.argsort(-last, axis=1)
+    return np.where(np.take_along_axis(last, order, 1) < 0, -1, ids[order])
 
 
-def covered(sample: Sample, rank: np.ndarray, size: int, rows: int) -> np.ndarray:
-    """Whether each written token has a row, bool [T]."""
-    written = sample.tokens[sample.prompt :].tolist()
-    held = recent(sample, rank, size, rows)
-    return np.array([rank[x] < size or x in some for x, some in zip(written, held, strict=True)])
+def context(before: np.ndarray, rank: np.ndarray, sizes: Sequence[int], ways: Sequence[int]) -> np.ndarray:
+    """Which of the tokens `before` [T, D] context rows hold: the last `rows` different ones that the head
+    lacks, bool [ways, sizes, T, D]. A way is a number of context rows.
+    """
+    lacks = (before >= 0) & (rank[before] >= np.reshape(sizes, (-1, 1, 1)))
+    count = lacks.cumsum(-1)
+    return np.stack([lacks & (count <= rows) for rows in ways])
+
+
+def covered(sample: Sample, rank: np.ndarray, sizes: Sequence[int], ways: Sequence[int]) -> np.ndarray:
+    """Whether each written token has a row, bool [ways, sizes, T]."""
+    written, before = sample.tokens[sample.prompt :], latest(sample)
+    lent: np.ndarray = (context(before, rank, sizes, ways) & (before == written[:, None])).any(-1)
+    return lent | (rank[written] < np.reshape(sizes, (-1, 1)))
 
 
 def accepted(
-    sample: Sample, order: np.ndarray, sizes: Sequence[int], rows: int, logits: np.ndarray
+    sample: Sample, order: np.ndarray, sizes: Sequence[int], ways: Sequence[int], logits: np.ndarray
 ) -> np.ndarray:
-    """How likely a proposal is accepted at each written place, given the text: [sizes, T]; sizes ascend.
+    """How likely a proposal is accepted at each written place, given the text: [ways, sizes, T].
 
-    Greedy: 1 where the draft's likeliest token of the union of both kinds of rows is the one written.
+    Greedy: 1 where no token of the union of both kinds of rows has a larger logit than the one written.
     Sampled, q the draft's law over the union: a token x is written with p(x), and by acceptance with
-    min(p(x), q(x)), so given x with min(1, q(x) / p(x)).
+    min(p(x), q(x)), so given x with min(1, q(x) / p(x)). Sizes ascend: a head holds every smaller one, and
+    1 / q(x) is a sum over the union, so one pass over the vocabulary serves all of them.
     """
-    rank, written = np.argsort(order), sample.tokens[sample.prompt :]
-    places, heat = np.arange(len(written)), sample.temperature or 1.0
-    scaled = logits.astype(np.float64) / heat
-    own, by_rank = scaled[places, written], scaled[:, order]
-    made = np.zeros((len(sizes), len(written)))
-    static = (
-        np.full(len(written), -np.inf),
-        np.zeros(len(written)),
-    )  # largest logit, and sum of exp(logit - it)
-    for i, size in enumerate(sizes):
-        inside = covered(sample, rank, size, rows)
-        static = joined(*static, by_rank[:, sizes[i - 1] if i else 0 : size])
-        high, law = (x.copy() for x in static)
-        for place, held in enumerate(recent(sample, rank, size, rows)):
-            if held:
-                high[place], law[place] = joined(high[place], law[place], scaled[place, list(held)])
-        if sample.temperature == 0:
-            made[i] = inside & (own >= high)
-        else:
-            made[i] = inside * np.minimum(1, np.exp(own - high) / law / likelihood(sample))
+    rank, places, starts = np.argsort(order), np.arange(len(logits)), [0, *sizes[:-1]]
+    before, own = latest(sample), logits[places, sample.tokens[sample.prompt :], None]
+    lent, inside = logits[places[:, None], before], covered(sample, rank, sizes, ways)
+    held, heat = context(before, rank, sizes, ways), sample.temperature
+    pairs = zip(logits, own, strict=True)  # place by place: a row of logits stays in the processor's cache
+    if heat == 0:
+        first = [rank[row > x].min(initial=len(order)) for row, x in pairs]
+        beaten = (held & (lent > own)).any(-1) | (np.array(first) < np.reshape(sizes, (-1, 1)))
+        return inside & ~beaten
+    sums = [np.add.reduceat(weights(row, x, heat)[order[: sizes[-1]]], starts) for row, x in pairs]
+    heads = np.stack(sums, axis=1).cumsum(0)
+    more = np.where(held, weights(lent, own, heat), 0).sum(-1)
+    law = np.maximum(heads + more, 1)  # 1 is the written token's own part, where it has a row
+    made: np.ndarray = inside * np.minimum(1, 1 / law / likelihood(sample))
     return made
 
 
-def joined(high: Any, law: Any, more: np.ndarray) -> tuple[Any, Any]:
-    """A softmax's largest logit and its sum of exp(logit - that), with further logits [..., n] in it."""
-    top = np.maximum(high, more.max(-1))
-    return top, law * np.exp(high - top) + np.exp(more - top[..., None]).sum(-1)
+def weights(logits: np.ndarray, own: np.ndarray, temperature: float) -> np.ndarray:
+    """How many times likelier than the written token, of logit `own`, each token is."""
+    with np.errstate(over="ignore"):  # infinitely: the written token is never proposed
+        made: np.ndarray = np.exp((logits.astype(np.float64) - own) / temperature)
+    return made
 
 
 def likelihood(sample: Sample) -> np.ndarray:
@@ -156,47 +158,52 @@ def verify_calls(acceptance: np.ndarray, drafts: int) -> np.ndarray:
     the text its places accept independently of each other.
     """
     places = acceptance.shape[-1]
-    calls = np.zeros((*acceptance.shape[:-1], places + drafts + 2))
+    padded = np.pad(acceptance, [(0, 0)] * (acceptance.ndim - 1) + [(0, drafts)])  # nothing is behind the end
+    ahead = np.lib.stride_tricks.sliding_window_view(padded, drafts, axis=-1)[..., :places, :]
+    ends = np.cumprod(np.insert(ahead, 0, 1, axis=-1), axis=-1)  # P(at least a drafts are accepted)
+    ends[..., :-1] *= 1 - ahead
+    calls = np.zeros((*acceptance.shape[:-1], places + drafts + 1))
     for i in range(places - 1, -1, -1):
-        calls[..., i] = 1
-        run = np.ones(acceptance.shape[:-1])
-        for a in range(min(drafts, places - i)):
-            calls[..., i] += run * (1 - acceptance[..., i + a]) * calls[..., i + a + 1]
-            run = run * acceptance[..., i + a]
-        calls[..., i] += run * calls[..., i + min(drafts, places - i) + 1]
-    return calls[..., 0]
+        calls[..., i] = 1 + (ends[..., i, :] * calls[..., i + 1 : i + drafts + 2]).sum(-1)
+    made: np.ndarray = calls[..., 0]
+    return made
 
 
 def curve(
     held_out: Sequence[Corpus],
     order: np.ndarray,
     sizes: Sequence[int],
-    rows: int,
+    ways: Sequence[int],
     costs: Callable[[int, int], float],
     logits: Logits | None,
     advance: Callable[[int], None],
 ) -> list[TrimRow]:
-    """What heads of these sizes give on held-out answers; without `logits` coverage stands for acceptance."""
+    """What heads of these sizes give on held-out answers, with each number of context rows in turn (`ways`).
+
+    Without `logits` coverage stands for acceptance.
+    """
     rank = np.argsort(order)
     share = sum(c.weight for c in held_out)
-    coverage, acceptance = np.zeros(len(sizes)), np.zeros(len(sizes))
-    calls = np.zeros((MOST_DRAFTS, len(sizes)))  # verify calls a token
+    coverage, acceptance = np.zeros((2, len(ways), len(sizes)))
+    calls = np.zeros((MOST_DRAFTS, len(ways), len(sizes)))  # verify calls a token
     for corpus in held_out:
         for s in corpus.samples:
-            inside = np.stack([covered(s, rank, size, rows) for size in sizes]).astype(float)
-            chance = inside if logits is None else accepted(s, order, sizes, rows, logits(s))
+            inside = covered(s, rank, sizes, ways)
+            chance = inside if logits is None else accepted(s, order, sizes, ways, logits(s))
             part = corpus.weight / share / corpus.tokens
-            coverage += part * inside.sum(1)
-            acceptance += part * chance.sum(1)
+            coverage += part * inside.sum(-1)
+            acceptance += part * chance.sum(-1)
             calls += part * np.stack([verify_calls(chance, d) for d in range(1, MOST_DRAFTS + 1)])
             advance(1)
     made = []
-    for i, size in enumerate(sizes):
-        c = costs(size, rows)
+    for (way, rows), (i, size) in itertools.product(enumerate(ways), enumerate(sizes)):
+        c, gained = costs(size, rows), 1 / calls[:, way, i]
         options = [
-            TrimRow(size, rows, float(coverage[i]), float(acceptance[i]), 1 / float(calls[g - 1, i]), g, c,
-                    1 / float(calls[g - 1, i]) / (1 + c * g))
-            for g in range(1, MOST_DRAFTS + 1)
+            TrimRow(
+                size, rows, float(coverage[way, i]), float(acceptance[way, i]), float(be), g, c,
+                float(be) / (1 + c * g),
+            )
+            for g, be in enumerate(gained, 1)
         ]  # fmt: skip
         made.append(min(options, key=lambda r: (-r.mbsu, r.gamma)))
     return made

@@ -46,11 +46,10 @@ def trim(config: TrimConfig, render: Render, progress: Any) -> tuple[TrimResult,
     costs = cost_of(target, model)
     logits = None if draft is None else logits_of(draft)
     ways = sorted({0, context_rows})
-    total, rows = len(ways) * sum(len(c.samples) for c in held_out), []
+    total = sum(len(c.samples) for c in held_out)
     with progress.stage("sizes") as advance:
         done = iter(range(1, total + 1))
-        for way in ways:
-            rows += curve(held_out, order, sizes, way, costs, logits, lambda _: advance(next(done), total))
+        rows = curve(held_out, order, sizes, ways, costs, logits, lambda _: advance(next(done), total))
     most = best([r for r in rows if r.context_rows == context_rows])
     size = config.rows or most.size
     result = TrimResult(

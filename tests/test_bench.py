@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 import edgespec.bench
+from edgespec import console
 from edgespec.bench_report import PLAIN, SPECULATIVE, read, write
 from edgespec.cli import main
 from edgespec.config import ExportConfig
@@ -274,6 +275,110 @@ def test_eval_of_drafts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     )
     saved = json.loads((tmp_path / "out" / "speculation.json").read_text())
     assert saved["rows"] == told["rows"] and saved["schema"] == "edgespec.speculation/1"
+
+
+def test_the_same_draft_with_its_whole_head_beside(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both are measured in turns; a whole head accepts all, a trimmed one reads less."""
+    source = str(folder / "model")
+    given = dict(weights="fp32", budget=48, block=16, sinks=2, recent=4, widths=(2, 4))
+    for name, more in (
+        ("trimmed", {"draft_rows": 262, "context_rows": 0}),
+        ("other", {"draft_budget": 48, "block": 8}),
+    ):
+        how = {**given, "draft": source, "draft_budget": 32, **more}
+        export(ExportConfig(source, str(tmp_path / f"{name}.bundle"), **how), Progress(quiet=True), Engine)  # type: ignore[arg-type]
+    words = ["eval", str(tmp_path / "trimmed.bundle"), "--prompts", str(folder / "prompts.jsonl")]
+    words += ["--speculation", "--temperatures", "0", "--tokens", "13", "--threads", "1", "-q"]
+    both = [*words, "--beside", str(folder / "b.bundle"), "-o", str(tmp_path / "out")]
+    assert main([*both, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    rows = {(r["bundle"], r["drafter"], r["stop_rule"], r["draft_tokens"]): r
+            for r in told["rows"] if r["category"] == "all"}  # fmt: skip
+    trimmed, whole = (rows[f"{name}.bundle", "draft", "fixed", 2] for name in ("trimmed", "b"))
+    assert whole["acceptance"][0] > trimmed["acceptance"][0] and whole["c"] > trimmed["c"]
+    assert all(r["texts_different"] == 0 for r in told["rows"])
+    (ratio,) = (
+        r for r in told["ratios"] if (r["category"], r["stop_rule"], r["draft_tokens"]) == ("all", "fixed", 2)
+    )
+    assert (ratio["mbsu"], ratio["mbsu_beside"]) == (trimmed["mbsu"], whole["mbsu"])
+    assert ratio["ratio"] == pytest.approx(trimmed["mbsu"] / whole["mbsu"])
+    assert {r["drafter"] for r in told["ratios"]} == {"draft", "both"}
+    assert main(both) == 0  # from the record
+    table = capsys.readouterr().out
+    assert "MBSU of both" in table and f"{ratio['ratio']:.3f}" in table
+    for name, message in (
+        ("other", "has another target than"),
+        ("trimmed", "both bundles are named"),
+        ("none", "no bundle at"),
+    ):
+        assert main([*words, "--beside", str(tmp_path / f"{name}.bundle"), "-o", str(tmp_path / "no")]) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+BESIDE = [
+    "--speculation",
+    "--baseline",
+    "transformers",
+    "--tokens",
+    "13",
+    "--threads",
+    "1",
+    "--temperatures",
+    "0",
+]
+
+
+def test_the_baseline_stands_in_the_same_rows(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", str(folder / "b.bundle"), "--prompts", str(folder / "prompts.jsonl"), *BESIDE]
+    words += ["--source", str(folder / "model"), "--draft-source", str(folder / "model")]
+    words += ["-o", str(tmp_path / "out"), "-q"]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    theirs = {r["category"]: r for r in told["rows"] if r["drafter"] == "transformers"}
+    ours = next(r for r in told["rows"] if (r["drafter"], r["stop_rule"]) == ("draft", "confidence"))
+    assert {*theirs} == {"all", "x", "y"} and {*theirs["all"]} == {*ours}
+    row = theirs["all"]
+    assert (row["prompts"], row["c"], row["stop_rule"], row["temperature"]) == (4, ours["c"], "confidence", 0)
+    assert row["mbsu"] == pytest.approx(row["block_efficiency"] / (1 + row["c"] * row["gamma"]))
+    # The draft is the target: all that it drafts is accepted.
+    assert row["acceptance"][0] == 1 and row["block_efficiency"] == pytest.approx(1 + row["gamma"])
+    assert "at most 20 drafts, confidence 0.4" in told["facts"]["transformers"]
+    before = (tmp_path / "out" / "transformers.jsonl").read_text()
+    assert main(words) == 0
+    assert (tmp_path / "out" / "transformers.jsonl").read_text() == before
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("b.bundle  transformers")]
+    assert f"{row['block_efficiency']:.2f}" in line
+
+
+def test_a_baseline_without_its_checkpoints(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["eval", str(folder / "b.bundle"), *BESIDE, "-o", str(tmp_path / "out"), "-q"]
+    here = ["--source", str(folder / "model")]
+    other = str(write_directory(tmp_path / "other", tiny.model("llama", 1)))
+    for more, error, hint in (
+        ([], "the target's checkpoint model is not here", "name it with --source"),
+        (here, "the draft's checkpoint model is not here", "name it with --draft-source"),
+        (["--source", other], "is not the checkpoint that this bundle's target came from", "--source"),
+        (["--source", str(tmp_path / "none")], "source", ""),
+    ):
+        assert main([*words, *more]) == 2
+        told = capsys.readouterr().err
+        assert error in told and hint in told and len(told.splitlines()) == 2, told
+        assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(console, "import_module", missing_torch)
+    assert main(words) == 2 and not (tmp_path / "out").exists()
+    assert "error: torch is not installed\nhint:  pip install 'edgespec[export]'" in capsys.readouterr().err
+    assert main(["eval", str(folder / "b.bundle"), *BESIDE[1:], "-o", str(tmp_path / "out"), "-q"]) == 2
+    assert "hint:  add --speculation" in capsys.readouterr().err
+
+
+def missing_torch(name: str) -> None:
+    raise ModuleNotFoundError(f"No module for {name}", name="torch")
 
 
 @pytest.mark.parametrize("given", ["0,0", "hot", "-1", "nan"])

@@ -70,6 +70,7 @@ TABLE = {
     "speculation": {"bench_figures", "bench_report", "bench_table"} | {"rendering"},
     "config_bench": {"errors", "flags", "config", "suite"},
     "commands_bench": {"errors", "config", "config_bench", "console", "progress"},
+    "commands_speculation": {"commands_bench", "config", "console", "errors", "progress"},
     "console": {"errors", "progress"},
     "vocabulary": {"errors", "spec"} | {"files"},
     "config_trim": {"errors", "flags", "config"},
@@ -80,12 +81,12 @@ TABLE = {
     "commands_draft": {"config_draft", "console", "progress"},
     "commands_latency": {"errors", "config_latency", "console", "progress"} | {"flags"},
     "commands": {"errors", "config", "console", "progress", "commands_draft", "commands_trim"}
-    | {"commands_latency", "commands_bench"}
+    | {"commands_latency", "commands_bench", "commands_speculation"}
     | {"files"},
     "cli": {"errors", "flags", "commands", "console", "progress"},
 }
 # These see everything, inside functions.
-COMMANDS = tuple(f"commands{area}" for area in ("", "_draft", "_trim", "_latency", "_bench"))
+COMMANDS = tuple(f"commands{area}" for area in ("", "_draft", "_trim", "_latency", "_bench", "_speculation"))
 COMMANDS = (*COMMANDS, "console", "__main__")
 # What a folder may import beside itself, at any depth.
 FOLDERS = {

@@ -113,6 +113,11 @@ REFUSED = [
         "block 128 is larger than draft_budget 64",
         "use --draft-budget 128 or more, or --block 64",
     ),
+    (
+        {"draft": "demo", "draft_rows": 9, "draft_vocab": __file__},
+        "--draft-vocab names the rows that --draft-rows would choose",
+        "leave one of them out",
+    ),
     ({"draft": "demo", "draft_rows": 0}, "draft_rows 0 is not 1 to 16777216", "use another --draft-rows"),
     (
         {"target": "/nowhere/model"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import sys
 from pathlib import Path
 
@@ -12,9 +13,13 @@ import tokenizers
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from edgespec.config import ExportConfig
 from edgespec.errors import InputError
 from edgespec.exporters import checkpoint as module
-from edgespec.exporters.checkpoint import Checkpoint, open_checkpoint
+from edgespec.exporters.checkpoint import DEMO, Checkpoint, open_checkpoint
+from edgespec.exporters.draft_checkpoint import VOCABULARY
+from edgespec.exporters.draft_checkpoint import shipped as draft_folder
+from edgespec.exporters.plan import plan
 
 torch.set_num_threads(1)
 WIKITEXT = Path(__file__).parents[2].parent / "shared" / "data" / "text" / "wikitext2_test.txt"
@@ -114,3 +119,11 @@ def test_demo_perplexity_and_what_forgetting_the_row_order_costs(
     assert perplexity() == pytest.approx(21.19, abs=0.02)
     monkeypatch.setattr("edgespec.exporters.gguf_weights.rotary_order", lambda rows, heads: rows)
     assert perplexity() == pytest.approx(493.6, abs=1)
+
+
+def test_the_rows_of_its_draft_s_head() -> None:
+    """Those of the vocabulary that came with it, unless others are asked for."""
+    shipped = len(json.loads((draft_folder() / VOCABULARY).read_text())["token_ids"])
+    for rows, head in ((None, shipped), (3000, 3000), (49152, 49152)):
+        _, draft = plan(ExportConfig(DEMO, "out", draft=DEMO, draft_rows=rows))
+        assert (draft.head_rows, draft.context_rows > 0) == (head, head < 49152)
