@@ -1,4 +1,4 @@
-"""From a target to a draft: its prompts and samples, the training on them, and the folder that an export reads."""
+"""From a target to a draft: its prompts and samples, the training, and the folder that an export reads."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ ENDS = 2  # layers of the target's beginning, and of its end, that a draft begin
 def write_prompts(
     config: DraftPromptsConfig, excluded: Collection[str], render: Callable[..., str], progress: Any
 ) -> dict[str, Any]:
-    """Let the target write what a user might ask it (Magpie, arXiv 2406.08464): it goes on from where its chat
-    template's user begins to speak. `excluded` are digests. The file, and how many prompts it holds."""
+    """Let the target write what a user might ask it; the file, and how many prompts it holds.
+
+    Magpie (arXiv 2406.08464): the target goes on from where its chat template's user begins to speak.
+    `excluded` are digests of prompts that are left out.
+    """
     set_threads(config.threads)
     with progress.stage("checkpoint"):
         target = open_checkpoint(config.target)

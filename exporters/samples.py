@@ -217,7 +217,8 @@ def choose(logp: Tensor, top_ids: Tensor, temperature: Tensor, seed: torch.Gener
     chosen = top_ids[:, 0].clone()
     if warm.any():
         below = (logp[warm] / temperature[warm, None]).softmax(-1).double().cumsum(-1)
-        drawn = torch.rand(len(below), 1, generator=seed, dtype=torch.float64).to(below.device) * below[:, -1:]
+        drawn = torch.rand(len(below), 1, generator=seed, dtype=torch.float64).to(below.device)
+        drawn *= below[:, -1:]
         chosen[warm] = torch.searchsorted(below, drawn, right=True)[:, 0].clamp_max(logp.shape[1] - 1)
     return chosen
 
