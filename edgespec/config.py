@@ -70,8 +70,8 @@ class ExportConfig:
     embedding: str | None = flag("form of the embedding, where it differs", None, choices=PRECISIONS)
     draft_vocab: str | None = flag("file with one token id a line: the rows of the draft's head", None)
     draft_rows: int | None = flag(
-        "rows of the draft's head, chosen by frequency (default: the vocabulary that came with the draft, "
-        "else 16384 rows)",
+        "rows of the draft's head, the most frequent (default: the vocabulary that came with the draft, else "
+        "16384 rows)",
         None,
     )
     context_rows: int | None = flag(

@@ -127,7 +127,7 @@ def train_draft(config: DraftTrainConfig, progress: Any) -> dict[str, Any]:
             "tokens_learned": state["tokens"],
             "samples": len(learned_from),
             "training": asdict(training),
-            "begins_as": config.init or list(layers(config, target)),
+            "begins_as": Path(config.init).name if config.init else list(layers(config, target)),
         }
         save_draft(folder, target, first.config, load_file(work / MODEL), kept, facts)
     accelerator.wait_for_everyone()

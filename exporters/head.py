@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,15 +39,25 @@ def always_kept(
 
 
 def by_frequency(
-    tokenizer_json: bytes, stop_ids: tuple[int, ...], text: str, rows: int, vocab: int, template: str = ""
+    tokenizer_json: bytes,
+    stop_ids: tuple[int, ...],
+    text: str,
+    rows: int,
+    vocab: int,
+    template: str = "",
+    first: Sequence[int] = (),
 ) -> np.ndarray:
-    """The `rows` ids to keep, ascending: what must be kept, the text's most frequent, then the lowest ids.
+    """The `rows` ids to keep, ascending: what must be kept, `first` in its order, the text's most frequent,
+    then the lowest ids.
 
     A byte-pair vocabulary numbers its merges by frequency: among unseen tokens a lower id is the likelier.
     """
     counts = Counter(Tokenizer.from_str(tokenizer_json.decode()).encode(text, add_special_tokens=False).ids)
     fixed = always_kept(tokenizer_json, stop_ids, template, vocab)
-    rest = sorted((i for i in range(vocab) if i not in fixed), key=lambda i: (-counts[i], i))
+    place = {token: i for i, token in enumerate(first)}
+    rest = sorted(
+        (i for i in range(vocab) if i not in fixed), key=lambda i: (place.get(i, len(place)), -counts[i], i)
+    )
     return np.array(sorted([*fixed, *rest[: max(0, rows - len(fixed))]]), np.int64)
 
 

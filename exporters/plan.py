@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from edgespec import vocabulary
 from edgespec.bundle import require_space
 from edgespec.config import ExportConfig
 from edgespec.errors import BackendError, InputError
@@ -54,12 +55,12 @@ def draft_job(config: ExportConfig, target: Job) -> Job:
     spec = model_spec(checkpoint.config)
     tokens, vocab = target.checkpoint.tokenizer, min(spec.vocab, target.spec.vocab)
     known = (tokens.tokenizer_json, tokens.stop_ids)
-    own = vocabulary_of(checkpoint) if config.draft_rows is None else None
-    if vocabulary := config.draft_vocab or own:
-        ids = from_file(Path(vocabulary), *known, vocab, tokens.chat_template)
+    own = vocabulary_of(checkpoint)
+    if file := config.draft_vocab or (own if config.draft_rows is None else None):
+        ids = from_file(Path(file), *known, vocab, tokens.chat_template)
     else:
-        rows = min(config.draft_rows or DRAFT_ROWS, vocab)
-        ids = by_frequency(*known, choice_text(config), rows, vocab, tokens.chat_template)
+        rows, first = min(config.draft_rows or DRAFT_ROWS, vocab), ranked(own, tokens.tokenizer_json, vocab)
+        ids = by_frequency(*known, choice_text(config), rows, vocab, tokens.chat_template, first)
     whose = target.checkpoint.source if config.draft == OWN else checkpoint.source
     cache = cache_spec(config, spec, "draft", whose)
     head: np.ndarray | None = None if len(ids) == spec.vocab else ids
@@ -70,6 +71,11 @@ def draft_job(config: ExportConfig, target: Job) -> Job:
         }  # a trained draft is on that grid: nothing is rounded again
     job = Job("draft", checkpoint, spec, cache, precision, (), target.fused, head)
     return replace(job, context_rows=context_rows(config, job, target))
+
+
+def ranked(own: Path | None, tokenizer_json: bytes, vocab: int) -> tuple[int, ...]:
+    """The ids of the vocabulary that came with a draft, most frequent first."""
+    return vocabulary.read(own, tokenizer_json, vocab).token_ids if own else ()
 
 
 def context_rows(config: ExportConfig, draft: Job, target: Job) -> int:

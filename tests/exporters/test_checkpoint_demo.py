@@ -122,8 +122,11 @@ def test_demo_perplexity_and_what_forgetting_the_row_order_costs(
 
 
 def test_the_rows_of_its_draft_s_head() -> None:
-    """Those of the vocabulary that came with it, unless others are asked for."""
-    shipped = len(json.loads((draft_folder() / VOCABULARY).read_text())["token_ids"])
-    for rows, head in ((None, shipped), (3000, 3000), (49152, 49152)):
+    """Those of the vocabulary that came with it, its most frequent where fewer are asked for, and more."""
+    shipped = json.loads((draft_folder() / VOCABULARY).read_text())["token_ids"]
+    for rows, head in ((None, len(shipped)), (1000, 1000), (3000, 3000), (49152, 49152)):
         _, draft = plan(ExportConfig(DEMO, "out", draft=DEMO, draft_rows=rows))
         assert (draft.head_rows, draft.context_rows > 0) == (head, head < 49152)
+        if rows in (1000, 3000):
+            assert set(shipped[: rows // 2]) <= set(draft.head_ids.tolist())
+            assert rows < 2000 or set(shipped) <= set(draft.head_ids.tolist())
