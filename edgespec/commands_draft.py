@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from edgespec.config_draft import DraftPromptsConfig, DraftSamplesConfig, DraftTrainConfig
+from edgespec.config_draft import DraftCurveConfig, DraftPromptsConfig, DraftSamplesConfig, DraftTrainConfig
 from edgespec.console import load, print_json
 from edgespec.progress import Progress
 
@@ -60,9 +61,26 @@ def draft_train(config: DraftTrainConfig, as_json: bool, progress: Progress) -> 
     return 0
 
 
+def draft_curve(config: DraftCurveConfig, as_json: bool, progress: Progress) -> int:
+    """Show trainings side by side at equal steps: loss and held-out BE."""
+    config.check()
+    from edgespec import curves
+
+    found = [curves.read(Path(folder)) for folder in config.drafts]
+    table = curves.to_table(found)
+    if config.png:
+        load("edgespec.curves", "write_png", extra="plots")(found, Path(config.png))
+    if as_json:
+        print_json("draft.curve", curves.to_json(found))
+    else:
+        print(table, end="")
+    return 0
+
+
 COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
     (draft_prompts, DraftPromptsConfig),
     (draft_samples, DraftSamplesConfig),
     (draft_train, DraftTrainConfig),
+    (draft_curve, DraftCurveConfig),
 )
 GROUPS = {"draft": "Make a draft for a target: prompts, samples of its texts, and a training on them."}

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgespec.errors import InputError
-from edgespec.flags import ascending, between, check_file, check_folder, check_model, flag, one_of
+from edgespec.flags import (
+    ascending,
+    between,
+    check_file,
+    check_folder,
+    check_model,
+    check_place,
+    flag,
+    one_of,
+)
 
 LOSSES = ("kl", "tvd", "tvd++", "lk")
 THREADS = "threads; 0: the machine's cores"
@@ -17,7 +26,8 @@ ARITHMETIC = ("int8", "fp32", "fp16")  # of the target when it writes
 
 def weights_flag() -> Any:
     """The arithmetic that a target writes in."""
-    return flag("the target's arithmetic: int8 is the shipped bundle's, fp16 a GPU's", "int8", choices=ARITHMETIC)
+    words = "the target's arithmetic: int8 is the shipped bundle's, fp16 a GPU's"
+    return flag(words, "int8", choices=ARITHMETIC)
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,9 @@ class DraftSamplesConfig:
     """`edgespec draft samples`: whose texts, from which prompts, and where they go."""
 
     target: str = flag("Hugging Face folder, .gguf file, or the word demo", positional=True)
-    prompts: tuple[str, ...] = flag("files of prompts (.jsonl, .json, .csv, .txt)")
     output: str = flag("folder of the samples; a run that was stopped goes on there", short="-o")
+    prompts: tuple[str, ...] = flag("files of prompts (.jsonl, .json, .csv, .txt)", ())
+    texts: tuple[str, ...] = flag("files of text, which it only reads, instead: to begin a fresh draft", ())
     max_new_tokens: int = flag("most tokens of one answer", 192)
     batch: int = flag("prompts answered side by side", 48)
     top: int = flag("the target's likeliest tokens that are kept for each place", 32)
@@ -74,10 +85,12 @@ class DraftSamplesConfig:
     def check(self) -> DraftSamplesConfig:
         """Itself, or an InputError for the first value that cannot work."""
         check_model("target", self.target)
-        if not self.prompts:
-            raise InputError("no file of prompts is given", "name some with --prompts")
-        for path in self.prompts:
-            check_file("prompts", path)
+        if bool(self.prompts) == bool(self.texts):
+            both = "prompts and texts are both given" if self.texts else "no file of prompts is given"
+            raise InputError(both, "name some with --prompts, or texts with --texts")
+        for name in ("prompts", "texts"):
+            for path in getattr(self, name):
+                check_file(name, path)
         between("max_new_tokens", self.max_new_tokens, 1, 2**16)
         between("batch", self.batch, 1, 2**14)
         between("top", self.top, 1, 2**10)
@@ -97,10 +110,11 @@ class DraftTrainConfig:
     """`edgespec draft train`: the target, its samples, and how long and on what loss a draft learns."""
 
     target: str = flag("Hugging Face folder, .gguf file, or the word demo", positional=True)
-    samples: str = flag("folder that edgespec draft samples made")
+    samples: tuple[str, ...] = flag("folders that edgespec draft samples made, learned from together")
     output: str = flag("folder of the draft; a training that was stopped goes on there", short="-o")
     layers: tuple[int, ...] = flag("layers of the target that the draft begins as", ())
     init: str = flag("a trained draft to begin with instead", "")
+    fresh: int = flag("layers with random weights to begin with instead", 0)
     draft_rows: int = flag("rows of the trimmed head, the samples' most frequent tokens", 8192)
     loss: str = flag(f"what is made small: {', '.join(LOSSES)}", "kl", choices=LOSSES)
     steps: int = flag("steps of the optimizer", 2000)
@@ -127,9 +141,26 @@ class DraftTrainConfig:
         between("measure", self.measure, 1, 2**30)
         between("patience", self.patience, 0, 2**20)
         between("threads", self.threads, 0, 256)
-        if self.init and self.layers:
-            raise InputError("--init and --layers both say what the draft begins as", "leave one out")
+        between("fresh", self.fresh, 0, 2**10)
+        if sum(map(bool, (self.init, self.layers, self.fresh))) > 1:
+            raise InputError("--init, --layers and --fresh each say what it begins as", "give one of them")
         if self.init and not os.path.isdir(self.init):
             raise InputError(f"init {self.init!r} is not a folder", "name one that draft train made")
         check_folder("output", self.output)
+        return self
+
+
+@dataclass(frozen=True)
+class DraftCurveConfig:
+    """`edgespec draft curve`: which trainings to show side by side."""
+
+    drafts: tuple[str, ...] = flag(
+        "folders that edgespec draft train made, or is making", positional=True, many=True
+    )
+    png: str | None = flag("picture of the curves to write", None)
+
+    def check(self) -> DraftCurveConfig:
+        """Itself, or an InputError for the first value that cannot work."""
+        if self.png is not None:
+            check_place("png", self.png)
         return self

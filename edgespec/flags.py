@@ -30,6 +30,7 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any) -> None:
     if choices := item.metadata.get("choices"):
         extra["choices"] = choices
     if item.metadata.get("positional"):
+        extra |= {"nargs": "+", "action": _Tuple} if item.metadata.get("many") else {}
         parser.add_argument(item.name, metavar=item.name.upper(), **extra)
         return
     long = item.metadata.get("flag", flag_name(item.name))

@@ -121,10 +121,10 @@ def packed(samples: Sequence[Sample], device: Any = "cpu") -> Texts:
     """The samples on a device, where batches of them are put together."""
     lengths = np.array([len(s.tokens) for s in samples], np.int64)
     prompts = np.array([s.prompt for s in samples], np.int64)
-    joined = (np.concatenate([getattr(s, name) for s in samples]) for name in ("tokens", "top_ids", "top_logp"))
-    tokens, ids, logp = joined
-    counts = (lengths, prompts, np.cumsum(lengths) - lengths, np.cumsum(lengths - prompts) - (lengths - prompts))
-    arrays = (tokens.astype(np.int32), ids.astype(np.int32), logp.astype(np.float16), *counts)
+    written = lengths - prompts
+    fields = {"tokens": np.int32, "top_ids": np.int32, "top_logp": np.float16}
+    joined = (np.concatenate([getattr(s, name) for s in samples]).astype(t) for name, t in fields.items())
+    arrays = (*joined, lengths, prompts, np.cumsum(lengths) - lengths, np.cumsum(written) - written)
     return Texts(*(torch.from_numpy(a).to(device) for a in arrays))
 
 
@@ -147,7 +147,7 @@ class Draft(nn.Module):
         model.get_output_embeddings().weight.requires_grad_(False)
 
     def forward(self, tokens: Tensor, rows: Tensor, columns: Tensor, kept: Tensor) -> Tensor:
-        """Log-softmax [m, len(kept)] at the named places; the head's product is float32 in every precision."""
+        """Log-softmax [m, len(kept)] at the named places; the head multiplies in float32 always."""
         hidden = self.model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state[rows, columns]
         head = self.model.get_output_embeddings()
         with torch.autocast(hidden.device.type, enabled=False):
@@ -183,7 +183,7 @@ def block_efficiency(
 
 
 def predicted(draft: Draft, batch: Batch, kept: Tensor, context: bool) -> Tensor:
-    """The draft's likeliest token at every place of a batch [m], of `kept` and of the text before the place."""
+    """The draft's likeliest token at every place [m], of `kept` and of the text before the place."""
     if not context:
         return kept[draft(batch.tokens, batch.rows, batch.columns, kept).argmax(1)]
     ids, column = torch.cat([kept, batch.tokens.flatten()]).unique(return_inverse=True)

@@ -16,12 +16,12 @@ from edgespec.config_draft import ANY, DraftPromptsConfig, DraftSamplesConfig, D
 from edgespec.errors import InputError
 from edgespec.exporters.checkpoint import Checkpoint, open_checkpoint
 from edgespec.exporters.distill import MODEL, Training, train
-from edgespec.exporters.draft_checkpoint import open_draft, save_draft
+from edgespec.exporters.draft_checkpoint import open_draft, save_draft, tables
 from edgespec.exporters.head import always_kept
 from edgespec.exporters.rounded import rounded
 from edgespec.exporters.samples import Sample, Settings, generate, read
 from edgespec.exporters.self_draft import draft_of
-from edgespec.exporters.tokenizer import asked, decoder, unasked
+from edgespec.exporters.tokenizer import asked, decoder, pieces, unasked
 from edgespec.exporters.trim import Corpus, chosen, ranked, scores
 from edgespec.files import written_whole
 from edgespec.prompts import Prompt, digest
@@ -66,23 +66,36 @@ def write_prompts(
 def write_samples(
     config: DraftSamplesConfig, prompts: Sequence[Prompt], render: Callable[..., str], progress: Any
 ) -> dict[str, Any]:
-    """Write the target's answers to the prompts; how many texts and tokens the folder then holds."""
+    """Write the target's answers to the prompts, or what it sees in the texts; how many texts and tokens the
+    folder then holds. InputError where the texts hold nothing."""
     set_threads(config.threads)
     with progress.stage("checkpoint"):
         target = open_checkpoint(config.target)
         model = writing(target, config.weights)
         most = target.config.get_text_config().max_position_embeddings // 2
-        given = [one for one in asked(target.tokenizer, prompts, render) if len(one[0]) <= most]
+        rows = [one for one in asked(target.tokenizer, prompts, render) if len(one[0]) <= most]
+        rows = read_texts(config, target) if config.texts else rows
     settings = Settings(config.max_new_tokens, config.batch, config.top, seed=config.seed)
-    folder = Path(config.output)
+    folder, stops = Path(config.output), target.tokenizer.stop_ids
     with progress.stage("samples") as advance:
-        generate(model, given, target.tokenizer.stop_ids, folder, settings, advance, config.part)
+        generate(model, rows, stops, folder, settings, advance, config.part, given=bool(config.texts))
     texts = list(read(folder))
     return {
         "folder": str(folder),
         "texts": len(texts),
         "tokens": sum(len(s.tokens) - s.prompt for s in texts),
     }
+
+
+def read_texts(config: DraftSamplesConfig, target: Checkpoint) -> list[tuple[list[int], str]]:
+    """The texts in pieces as long as a prompt's last token and an answer."""
+    try:
+        texts = [(Path(path).stem, Path(path).read_text(encoding="utf-8")) for path in config.texts]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"texts cannot be read: {error}", "give files of UTF-8 text") from None
+    if rows := pieces(target.tokenizer, texts, config.max_new_tokens + 1):
+        return rows
+    raise InputError("the texts hold fewer than two tokens", "give longer ones")
 
 
 def train_draft(config: DraftTrainConfig, progress: Any) -> dict[str, Any]:
@@ -95,8 +108,14 @@ def train_draft(config: DraftTrainConfig, progress: Any) -> dict[str, Any]:
         target = open_checkpoint(config.target)
         first = beginning(config, target)
         model = first.load_model()
+        if config.fresh:
+            forget(model, target, config.seed)
     with progress.stage("samples"):
-        texts = list(read(Path(config.samples)))
+        texts = [sample for folder in config.samples for sample in read(Path(folder))]
+        kept_of_each = {s.top_ids.shape[1] for s in texts}
+        if len(kept_of_each) > 1:
+            counts = " and ".join(map(str, sorted(kept_of_each)))
+            raise InputError(f"the samples keep {counts} tokens a place", "make them with one --top")
         every = max(HELD_OUT, len(texts) // MOST_HELD_OUT)
         held_out = texts[::every]
         learned_from = [s for i, s in enumerate(texts) if i % every]
@@ -128,6 +147,7 @@ def train_draft(config: DraftTrainConfig, progress: Any) -> dict[str, Any]:
             "samples": len(learned_from),
             "training": asdict(training),
             "begins_as": Path(config.init).name if config.init else list(layers(config, target)),
+            "fresh": config.fresh > 0,
         }
         save_draft(folder, target, first.config, load_file(work / MODEL), kept, facts)
     accelerator.wait_for_everyone()
@@ -135,19 +155,30 @@ def train_draft(config: DraftTrainConfig, progress: Any) -> dict[str, Any]:
 
 
 def beginning(config: DraftTrainConfig, target: Checkpoint) -> Checkpoint:
-    """What the draft is before the first step."""
+    """What the draft is before the first step; `fresh` layers are still the target's first."""
     if config.init:
         return open_draft(config.init, target)
     return draft_of(target, layers(config, target))
 
 
 def layers(config: DraftTrainConfig, target: Checkpoint) -> tuple[int, ...]:
-    """The target's layers that the draft begins as: those given, or its first and last two."""
+    """The target's layers that the draft begins as: those given, its first, or its first and last two."""
     count = target.config.get_text_config().num_hidden_layers
-    chosen = config.layers or tuple(sorted({*range(min(ENDS, count)), *range(max(0, count - ENDS), count)}))
+    ends = sorted({*range(min(ENDS, count)), *range(max(0, count - ENDS), count)})
+    chosen = config.layers or tuple(range(config.fresh)) or tuple(ends)
     if chosen[-1] >= count:
         raise InputError(f"{target.source} has no layer {chosen[-1]}", f"use --layers below {count}")
     return chosen
+
+
+def forget(model: Any, target: Checkpoint, seed: int) -> None:
+    """Give the model random weights as its class makes them, but for the embedding and the LM head."""
+    torch.manual_seed(seed)
+    fresh = dict(type(model)(model.config).named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name not in tables(target):
+                parameter.copy_(fresh[name])
 
 
 def frequent(target: Checkpoint, texts: Sequence[Sample], rows: int) -> tuple[int, ...]:

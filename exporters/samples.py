@@ -73,12 +73,13 @@ def generate(
     settings: Settings,
     advance: Callable[[int, int], None],
     share: tuple[int, int] = (0, 1),
+    given: bool = False,
 ) -> None:
     """Write the target's answers to (token ids, category) prompts into the folder, batch by batch.
 
     What the folder holds already is kept; InputError where it came from other prompts or settings. `share`
-    (i, n) writes every n-th batch from the i-th. `model` is put to another attention function (the same
-    numbers).
+    (i, n) writes every n-th batch from the i-th. `given`: the prompts are texts, which the target only reads.
+    `model` is put to another attention function (the same numbers).
     """
     require_same(folder, prompts, settings)
     model.set_attn_implementation(NAME)
@@ -90,8 +91,8 @@ def generate(
                 (prompts[i], settings.temperatures[i % len(settings.temperatures)]) for i in batches[number]
             ]
             seed = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
-            samples = write(model, rows, stop_ids, settings, seed)
-            save(path, samples)
+            some = seen(model, rows, settings) if given else write(model, rows, stop_ids, settings, seed)
+            save(path, some)
         advance(number + 1, len(batches))
 
 
@@ -194,6 +195,25 @@ def write(
         raise InputError("the target's logits are no numbers in this arithmetic", "use --weights fp32")
     arrays = (length, text, ids_seen, logp_seen)
     return [sample(*one) for one in zip(rows, *(a.cpu().numpy() for a in arrays), strict=True)]
+
+
+@torch.inference_mode()
+def seen(
+    model: Any, rows: Sequence[tuple[tuple[Sequence[int], str], float]], settings: Settings
+) -> list[Sample]:
+    """What the target sees in texts that others wrote: samples that count as written from the second token.
+
+    One text at a time, since a batch's logits would fill the memory; their temperature is 1, for no text of
+    these is greedy.
+    """
+    found = []
+    for (ids, category), _ in rows:
+        tokens = torch.tensor([list(ids)], device=model.device)
+        logp = model(input_ids=tokens, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        top_logp, top_ids = (x.cpu().numpy() for x in logp.topk(settings.top))
+        kinds = (np.array(ids, np.int32), 1, top_ids.astype(np.int32), top_logp.astype(np.float16))
+        found.append(Sample(*kinds, 1.0, category))
+    return found
 
 
 def absorb(model: Any, tokens: Tensor, mask: Tensor, start: int, cache: Cache) -> Tensor:

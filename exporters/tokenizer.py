@@ -87,6 +87,16 @@ def asked(
     return found
 
 
+def pieces(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]], size: int) -> list[tuple[list[int], str]]:
+    """(name, text) as token ids in pieces of at most `size`, each with the text's name; 2 tokens at least."""
+    encoder = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json.decode())
+    found = []
+    for name, text in texts:
+        ids = encoder.encode(text, add_special_tokens=False).ids
+        found += [(ids[i : i + size], name) for i in range(0, len(ids) - 1, size)]
+    return [one for one in found if len(one[0]) > 1]
+
+
 def unasked(
     tokenizer: Tokenizer, beginnings: Sequence[str], render: Callable[..., str]
 ) -> list[tuple[list[int], str]]:

@@ -79,6 +79,7 @@ TABLE = {
     "commands_trim": {"config_trim", "console", "progress"},
     "config_draft": {"errors", "flags"},
     "commands_draft": {"config_draft", "console", "progress"},
+    "curves": {"errors", "rendering"},
     "commands_latency": {"errors", "config_latency", "console", "progress"} | {"flags"},
     "commands": {"errors", "config", "console", "progress", "commands_draft", "commands_trim"}
     | {"commands_latency", "commands_bench", "commands_speculation"}

@@ -65,9 +65,7 @@ def test_no_test_prompt_is_among_those_that_the_shipped_draft_learned_from() -> 
     """Their hashes ship with the draft; one of Spec-Bench would be among them."""
     learned = set((files("edgespec.exporters") / "demo_draft" / "prompts.sha256").read_text().split())
     assert len(learned) > 20000
-    assert (
-        digest("Translate Korean to English: O형 남자와 썸을 타는데") in learned
-    )  # it is of them
+    assert digest("Translate Korean to English: O형 남자와 썸을 타는데") in learned  # it is of them
     tests = [item.text for item in items("specbench", None, 0)]
     assert len(tests) == 65
     assert not [text for text in tests if digest(text) in learned]

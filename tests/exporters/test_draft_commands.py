@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tokenizers
 import torch
 
 from edgespec.bundle import open_bundle
@@ -95,6 +97,41 @@ def test_the_draft_holds_its_layers_only(made: Path) -> None:
         assert (ours - theirs).abs().max() < 0.2, name
 
 
+def test_a_fresh_draft_begins_with_texts_and_goes_on_with_answers(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the target sees in a text is what its logits say; fresh layers are no copies of the target's."""
+    target, text = str(made / "target"), tmp_path / "some.txt"
+    text.write_text("The cat sat on the mat, and then it went away. " * 20, encoding="utf-8")
+    words = ["--texts", str(text), "--weights", "fp32", "--max-new-tokens", "24", "-q"]
+    assert main(["draft", "samples", target, *words, "-o", str(tmp_path / "seen")]) == 0
+    found = list(samples(tmp_path / "seen"))
+    whole = tokenizers.Tokenizer.from_file(str(made / "target" / "tokenizer.json")).encode(text.read_text())
+    assert sorted(t for s in found for t in s.tokens.tolist()) == sorted(whole.ids)
+    model = open_checkpoint(target).load_model()
+    for s in found:
+        assert (s.prompt, s.temperature, s.category) == (1, 1.0, "some")
+        with torch.no_grad():
+            logp = model(torch.tensor(s.tokens[None].astype(np.int64))).logits[0, :-1].log_softmax(-1)
+        assert s.top_ids.tolist() == logp.topk(32).indices.tolist()
+    base = ["draft", "train", target, "--fresh", "2", "--tokens", "300", "--steps", "2", "--measure", "2"]
+    both = f"{made / 'samples'},{tmp_path / 'seen'}"
+    assert main([*base, "--samples", both, "-o", str(tmp_path / "fresh"), "--rate", "1e-8", "-q"]) == 0
+    facts = json.loads((tmp_path / "fresh" / "draft.json").read_text())
+    assert facts["fresh"] and facts["begins_as"] == [0, 1]
+    draft, own = open_draft(str(tmp_path / "fresh"), open_checkpoint(target)), open_checkpoint(target)
+    for name in own.names():
+        near = (draft.tensor(name) - own.tensor(name)).abs().mean() < 1e-3
+        assert near == ("embed" in name or "lm_head" in name), name
+    none = ["-o", str(tmp_path / "none"), "-q"]
+    assert main(["draft", "samples", target, *words, "--top", "5", "-o", str(tmp_path / "five")]) == 0
+    capsys.readouterr()
+    assert main([*base, "--samples", str(tmp_path / "seen"), *none]) == 2
+    assert "too few samples" in capsys.readouterr().err  # no greedy text to measure with
+    assert main([*base, "--samples", f"{tmp_path / 'five'},{made / 'samples'}", *none]) == 2
+    assert "the samples keep 5 and 32 tokens a place" in capsys.readouterr().err
+
+
 def test_it_is_exported_checked_and_changes_no_text(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = str(made / "x.bundle")
     words = [str(made / "target"), "--draft", str(made / "trained"), "-o", bundle, "-q", *EXPORT]
@@ -158,6 +195,11 @@ def test_a_training_goes_on_and_a_draft_goes_further(made: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["samples", "T", "--prompts", "P", "--texts", "P", "-o", "O"], "prompts and texts are both given"),
+        (["samples", "T", "--texts", "nowhere.txt", "-o", "O"], "texts 'nowhere.txt' is not a file"),
+        (["train", "T", "--samples", "S", "-o", "O", "--fresh", "1", "--layers", "0"], "give one of them"),
+        (["train", "T", "--samples", "S", "-o", "O", "--fresh", "9"], "target has no layer 8"),
+        (["curve", "S"], "holds no training/curve.jsonl"),
         (["prompts", "T", "-o", "O", "--count", "0"], "count 0 is not 1 to"),
         (["prompts", "T", "-o", "O", "--exclude", "nowhere.txt"], "exclude 'nowhere.txt' is not a file"),
         (["prompts", "T", "-o", "O", "--temperature", "0"], "temperature 0.0 is not"),
@@ -168,7 +210,7 @@ def test_a_training_goes_on_and_a_draft_goes_further(made: Path, tmp_path: Path)
         (["train", "T", "--samples", "S", "-o", "O", "--layers", "0,7"], "target has no layer 7"),
         (["train", "T", "--samples", "S", "-o", "O", "--layers", "0,0"], "layers 0,0 must ascend"),
         (["train", "T", "--samples", "S", "-o", "O", "--layers=-1,1"], "layers -1 is not 0 to"),
-        (["train", "T", "--samples", "S", "-o", "O", "--init", "S", "--layers", "0"], "leave one out"),
+        (["train", "T", "--samples", "S", "-o", "O", "--init", "S", "--layers", "0"], "give one of them"),
         (["train", "T", "--samples", "S", "-o", "O/x"], "is not a folder"),
         (["train", "T", "--samples", "S", "-o", "O", "--steps", "0"], "steps 0 is not 1 to"),
     ],
