@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from edgespec.bundle import Bundle
@@ -31,6 +32,13 @@ def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
             target = target or source
             with progress.stage(f"{job.name}: widths agree?"):
                 entries.append(marked(entry, engine(staging.path, entry)))
+        contexts = []
+        for soc in config.soc:
+            from edgespec.exporters.contexts import compiled  # needs the extra qnn
+
+            with progress.stage(f"compiling for {soc}") as advance:
+                contexts.append(compiled(staging.path, entries, soc, advance))
         tokenizer = save_tokenizer(jobs[0].checkpoint.tokenizer, staging.path)
-        staging.finish(manifest(config.device, entries, tokenizer, jobs))
+        whole = manifest(config.device, entries, tokenizer, jobs)
+        staging.finish(replace(whole, compiled=tuple(contexts)))
     return open_bundle(config.output, verify=False)

@@ -7,6 +7,7 @@ Knows the program's named parts and nothing of model families or weight values.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -88,15 +89,17 @@ class Lowering:
         for value in self.program.graph.inputs:
             self.feed(value)
         for node in self.program.graph:
+            if not self.target.fused:  # an NPU's compiler may refuse a node: its name says where it stands
+                self.b.module = module_of(node)
             getattr(
                 self,
                 f"lower_{node.op_type.lower()}"
                 if node.domain == DOMAIN or node.op_type == "Reshape"
                 else "copy",
             )(node)
-        return self.b.model(
-            f"{self.target.kind}_{self.target.width}", self.outputs(self.get(self.program.graph.outputs[0]))
-        )
+        logits = self.get(self.program.graph.outputs[0])
+        self.b.module = "" if self.target.fused else "outputs"
+        return self.b.model(f"{self.target.kind}_{self.target.width}", self.outputs(logits))
 
     def feed(self, value: ir.Value) -> None:
         """The program's call inputs; its parameters are met where they are used."""
@@ -291,6 +294,12 @@ class Lowering:
             t.kind, t.width, self.spec, t.cache, t.bucket, t.head_rows, context=t.context
         )
         return {w.name: (made[w.name], DTYPES[w.dtype], w.shape) for w in wanted}
+
+
+def module_of(node: ir.Node) -> str:
+    """The path of the module that a traced node came from, as Transformers names it; empty where unknown."""
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    return scopes[-2].removeprefix("model.") if len(scopes) > 1 else ""
 
 
 def residual(x: ir.Value) -> tuple[ir.Value, ir.Value] | None:
