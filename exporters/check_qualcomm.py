@@ -84,10 +84,18 @@ def check_qualcomm(
     for entry in bundle.manifest.models:
         if refused & {graph.file for graph in entry.graphs}:
             continue
+        cpu, npu = engine(bundle.path, entry), emulated(engine, bundle.path, entry, chips[0])
         with progress.stage(f"{entry.name}: emulated on {chips[0].name}") as advance:
-            found += check_steps(bundle, entry, engine, chips[0], tokens, advance)
-            found += check_commit(bundle, entry, engine, chips[0], tokens)
+            if entry.context_rows:
+                found.append(check_context(bundle, entry, cpu, npu, tokens))
+            found += check_steps(entry, cpu, npu, tokens, advance)
+            found += check_commit(entry, cpu, npu, tokens)
     return found
+
+
+def emulated(engine: Callable[..., Any], folder: Path, entry: ModelEntry, soc: Soc) -> Any:
+    """An engine whose graphs run on an emulated SoC."""
+    return engine(folder, entry, opener=lambda path: qualcomm.opened(path, soc))
 
 
 def wanted(bundle: Bundle, names: Sequence[str]) -> list[Soc]:
@@ -159,23 +167,11 @@ def misstated(bundle: Bundle, entry: CompiledEntry, model: ModelEntry, graph: Gr
     return ""
 
 
-def check_steps(
-    bundle: Bundle,
-    entry: ModelEntry,
-    engine: Callable[..., Any],
-    soc: Soc,
-    tokens: Sequence[int],
-    advance: Any,
-) -> list[Finding]:
+def check_steps(entry: ModelEntry, cpu: Any, npu: Any, tokens: Sequence[int], advance: Any) -> list[Finding]:
     """Every step graph of the largest bucket at each place, emulated and on the CPU; a finding a place.
 
     Prefill, whose many rows are slow to emulate, starts from the last place only.
     """
-    cpu = engine(bundle.path, entry)
-    npu = engine(bundle.path, entry, opener=lambda path: qualcomm.opened(path, soc))
-    findings = []
-    if entry.context_rows:
-        findings.append(check_context(bundle, entry, cpu, npu, tokens))
     starts = places(entry, cpu, tokens)
     npu.reset(entry.cache.budget)
     found: list[list[Distance]] = [[] for _ in starts]
@@ -187,9 +183,7 @@ def check_steps(
         cpu.close()  # a large model's weights fit in memory once, not once a graph
         npu.close()
         advance(done + 1, len(graphs))
-    return findings + [
-        judged(entry, place, distances, soc) for place, distances in zip(starts, found, strict=True)
-    ]
+    return [judged(entry, place, distances) for place, distances in zip(starts, found, strict=True)]
 
 
 def places(entry: ModelEntry, cpu: Any, tokens: Sequence[int]) -> list[Place]:
@@ -244,12 +238,14 @@ def valid(graph: GraphSpec, made: dict[str, np.ndarray], rows: int) -> dict[str,
 
 
 def share(got: np.ndarray, want: np.ndarray) -> float:
-    """The largest |difference| as a share of the largest size; infinite where something is no number."""
-    value = float(np.abs(got - want).max() / np.abs(want).max())
+    """The largest |difference| as a share of the largest size, or of 1 where that is 0; infinite where
+    something is no number.
+    """
+    value = float(np.abs(got - want).max()) / (float(np.abs(want).max()) or 1)
     return value if value == value else float("inf")
 
 
-def judged(entry: ModelEntry, place: Place, found: Sequence[Distance], soc: Soc) -> Finding:
+def judged(entry: ModelEntry, place: Place, found: Sequence[Distance]) -> Finding:
     """The verdict on a place: the worst of its graphs."""
     worst = Distance(
         max(d.logits for d in found),
@@ -259,8 +255,8 @@ def judged(entry: ModelEntry, place: Place, found: Sequence[Distance], soc: Soc)
     )
     passed = max(worst.logits, worst.rows) <= LARGEST_DIFFERENCE and worst.kl <= LARGEST_KL
     detail = (
-        f"{len(found)} graphs on {soc.name} differ from the CPU's: logits by up to {worst.logits:.2%} of the "
-        f"largest, new rows {worst.rows:.2%} (at most {LARGEST_DIFFERENCE:.0%}), KL {worst.kl:.1e} nats "
+        f"{len(found)} graphs differ from the CPU's: logits by up to {worst.logits:.2%} of the largest, "
+        f"new rows {worst.rows:.2%} (at most {LARGEST_DIFFERENCE:.0%}), KL {worst.kl:.1e} nats "
         f"(at most {LARGEST_KL}), argmax agrees {worst.agreement:.0%}"
     )
     return Finding(f"{entry.name} emulated at {place.position}", passed, detail, asdict(worst))
@@ -277,18 +273,16 @@ def check_context(bundle: Bundle, entry: ModelEntry, cpu: Any, npu: Any, tokens:
     return Finding(f"{entry.name} context rows emulated", passed, detail, {"rows": found})
 
 
-def check_commit(
-    bundle: Bundle, entry: ModelEntry, engine: Callable[..., Any], soc: Soc, tokens: Sequence[int]
-) -> list[Finding]:
+def check_commit(entry: ModelEntry, cpu: Any, npu: Any, tokens: Sequence[int]) -> list[Finding]:
     """The emulated commit graph keeps the rows that scores in fp32 keep, on keys of a text; a few near ties
     may differ.
     """
     if entry.cache.policy == "none" or all(entry.spec.windows):
         return []
     graph = next(g for g in entry.graphs if g.kind == "commit")
-    session = qualcomm.opened(bundle.file(graph.file), soc)
+    session = npu.opener(npu.folder / graph.file)
     missed = compared = 0
-    for layer, (given, _) in enumerate(engine(bundle.path, entry).commits(tokens)):
+    for layer, (given, _) in enumerate(cpu.commits(tokens)):
         if entry.spec.windows[layer]:
             continue
         feed = {t.name: given[t.name].reshape(t.shape) for t in graph.inputs}

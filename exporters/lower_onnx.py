@@ -211,8 +211,11 @@ class Lowering:
         x, weight = node.inputs
         epsilon, centred = node.attributes["epsilon"].value, node.attributes["centred"].value
         scale = self.storage.plain(self.b, weight.name, node.attributes["offset"].value)
-        if centred:
-            made = self.b.op("LayerNormalization", self.get(x), scale, axis=-1, epsilon=epsilon)
+        kind = "LayerNormalization" if centred else "RMSNormalization"
+        if not self.target.fused and len(x.shape) == 4:
+            made = self.norm_of_heads(kind, x, scale, epsilon)
+        elif centred:
+            made = self.b.op(kind, self.get(x), scale, axis=-1, epsilon=epsilon)
         elif self.target.fused and (terms := residual(x)) is not None:
             made, *unused, total = self.b.op(
                 "SkipSimplifiedLayerNormalization",
@@ -226,8 +229,21 @@ class Lowering:
                 value.name = ""
             self.values[x] = total  # whoever adds to the residual stream next reads the kernel's own sum
         else:
-            made = self.b.op("RMSNormalization", self.get(x), scale, axis=-1, epsilon=epsilon)
+            made = self.b.op(kind, self.get(x), scale, axis=-1, epsilon=epsilon)
         self.values[node.outputs[0]] = made
+
+    def norm_of_heads(self, kind: str, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
+        """A norm over the last axis of [1,S,H,d] or [1,H,S,d], as one of [1,S·H,d].
+
+        Qualcomm's compiler (onnxruntime-qnn 2.7.0) takes a norm of four dimensions beside a Transpose, and
+        gives other numbers.
+        """
+        whole = [self.width if size == TRACED_WIDTH else int(size) for size in x.shape]
+        flat = [1, whole[1] * whole[2], whole[3]]
+        shape = lambda sizes: self.b.const(np.array(sizes, np.int64))  # noqa: E731
+        made = self.b.op("Reshape", self.get(x), shape(flat))
+        made = self.b.op(kind, made, scale, axis=-1, epsilon=epsilon)
+        return self.b.op("Reshape", made, shape(whole))
 
     def lower_rope(self, node: ir.Node) -> None:
         """RotaryEmbedding over [1,H,S,d]."""

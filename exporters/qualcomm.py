@@ -110,6 +110,7 @@ def session_of(graph: Path, soc: Soc, settings: dict[str, str], **options: str) 
     """A session on the emulated SoC that remembers who took which node."""
     session = ort.SessionOptions()
     session.log_severity_level = 4
+    session.intra_op_num_threads = 1  # the SoC computes; the CPU's threads would only wait, and spin
     for key, value in {"session.record_ep_graph_assignment_info": "1", **settings}.items():
         session.add_session_config_entry(key, value)
     chip = {
