@@ -93,6 +93,21 @@ def test_a_bundle_compiles_whole_for_every_soc_and_its_steps_are_the_cpus(plain:
     assert found["draft context rows emulated"].figures["rows"] < 1e-3
 
 
+def test_the_emulated_socs_give_the_same_bits(plain: Bundle) -> None:
+    """So a check emulates one of them."""
+    graph = plain.graph("target", "verify")
+    rng = np.random.default_rng(0)
+    feed = {
+        t.name: np.full(t.shape, 7, np.int32)
+        if t.dtype == "int32"
+        else rng.standard_normal(t.shape, np.float32)
+        for t in graph.inputs
+    }
+    made = [qualcomm.opened(plain.file(graph.file), soc).run(None, feed) for soc in SOCS.values()]
+    for other in made[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(made[0], other, strict=True))
+
+
 def test_the_command_adds_them_to_what_check_finds(plain: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
     """Bug: the compiler's libraries print to stdout, in the middle of the result."""
     argv = ["check", str(plain.path), "--npu", "qualcomm", "--soc", "8-elite", "--self", "-q", "--json"]
