@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from edgespec.bundle import Bundle
 from edgespec.config import ExportConfig
+from edgespec.spec import CompiledEntry, ModelEntry
 
 
 def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
@@ -32,13 +34,22 @@ def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
             target = target or source
             with progress.stage(f"{job.name}: widths agree?"):
                 entries.append(marked(entry, engine(staging.path, entry)))
-        contexts = []
-        for soc in config.soc:
-            from edgespec.exporters.contexts import compiled  # needs the extra qnn
-
-            with progress.stage(f"compiling for {soc}") as advance:
-                contexts.append(compiled(staging.path, entries, soc, advance))
         tokenizer = save_tokenizer(jobs[0].checkpoint.tokenizer, staging.path)
         whole = manifest(config.device, entries, tokenizer, jobs)
-        staging.finish(replace(whole, compiled=tuple(contexts)))
+        staging.finish(replace(whole, compiled=contexts_for(config.soc, staging.path, entries, progress)))
     return open_bundle(config.output, verify=False)
+
+
+def contexts_for(
+    socs: tuple[str, ...], folder: Path, models: list[ModelEntry], progress: Any
+) -> tuple[CompiledEntry, ...]:
+    """The graphs in the folder compiled for each SoC; needs the extra qnn where there are any."""
+    if not socs:
+        return ()
+    from edgespec.exporters.contexts import compiled
+
+    made = []
+    for soc in socs:
+        with progress.stage(f"compiling for {soc}") as advance:
+            made.append(compiled(folder, models, soc, advance))
+    return tuple(made)

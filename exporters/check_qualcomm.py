@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 
 from edgespec.bundle import Bundle
-from edgespec.errors import BundleError
+from edgespec.errors import BundleError, InputError
 from edgespec.exporters import qualcomm
 from edgespec.exporters.compare import context_tokens, misplaced
 from edgespec.exporters.findings import Finding
@@ -69,7 +69,8 @@ def check_qualcomm(
     progress: Any,
 ) -> list[Finding]:
     """Findings over every graph of an opened npu bundle. `socs`: of edgespec.soc, none for the bundle's own,
-    or all. BundleError for a bundle that is for a CPU, or compiled for other SoCs.
+    or all. BundleError for a bundle that is for a CPU, or compiled for other SoCs; InputError for an empty
+    text.
     """
     chips = wanted(bundle, socs)
     tokenizer = tokenizers.Tokenizer.from_str(
@@ -77,6 +78,8 @@ def check_qualcomm(
     )
     words = Path(text).read_text(encoding="utf-8") if text else shipped("wikitext")
     tokens = tokenizer.encode(words, add_special_tokens=False).ids
+    if not tokens:
+        raise InputError(f"text {text!r} holds no tokens", "give a longer file to --text, or leave it out")
     with progress.stage("compiling for Qualcomm") as advance:
         found = check_graphs(bundle, chips, advance)
     found += [check_compiled(bundle, entry.soc) for entry in bundle.manifest.compiled]

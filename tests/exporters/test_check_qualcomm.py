@@ -33,7 +33,12 @@ pytest.importorskip(
 )
 
 from edgespec.exporters import qualcomm
-from edgespec.exporters.check_qualcomm import check_qualcomm, check_steps, emulated
+from edgespec.exporters.check_qualcomm import (
+    check_compiled,
+    check_qualcomm,
+    check_steps,
+    emulated,
+)
 
 QUIET = Progress(quiet=True)
 FREQUENCIES = 10000.0 ** (-np.arange(0, 16, 2) / 16)  # of the tiny models, 16 dimensions a head
@@ -241,10 +246,10 @@ def test_files_of_another_soc_under_a_socs_name_fail(compiled: Bundle, tmp_path:
     def spoil(folder: Path) -> None:
         shutil.copy(folder / "8-gen-3/target-decode.onnx", folder / "8-elite/target-decode.onnx")
 
-    found = findings(spoiled(compiled, tmp_path / "bad.bundle", spoil), "8-elite")
-    wrong = "8-elite/target-decode.onnx is compiled for 8-gen-3, not for 8-elite"
-    assert found["compiled for 8-elite"].detail == wrong and not found["compiled for 8-elite"].passed
-    assert found["compiled for 8-gen-3"].passed
+    bad = spoiled(compiled, tmp_path / "bad.bundle", spoil)
+    found = check_compiled(bad, "8-elite")
+    assert found.detail == "8-elite/target-decode.onnx is compiled for 8-gen-3, not for 8-elite"
+    assert not found.passed and check_compiled(bad, "8-gen-3").passed
 
 
 @pytest.mark.parametrize("place", ["../8-gen-3/target_qnn.bin", "/etc/hostname", "other.bin"])
@@ -256,9 +261,23 @@ def test_a_compiled_graph_that_opens_another_file_fails(compiled: Bundle, tmp_pa
         held.s = place.encode()
         onnx.save(model, path)
 
-    bad = spoiled(compiled, tmp_path / "bad.bundle", spoil)
-    found = findings(bad, "8-elite")["compiled for 8-elite"]
+    found = check_compiled(spoiled(compiled, tmp_path / "bad.bundle", spoil), "8-elite")
     assert not found.passed and f"opens '{place}', and the manifest names" in found.detail
+
+
+def test_a_compiled_graph_that_is_no_graph_fails(compiled: Bundle, tmp_path: Path) -> None:
+    def spoil(folder: Path) -> None:
+        (folder / "8-elite/target-decode.onnx").write_bytes(b"\xff" * 99)
+
+    found = check_compiled(spoiled(compiled, tmp_path / "bad.bundle", spoil), "8-elite")
+    assert not found.passed and found.detail.startswith("8-elite/target-decode.onnx cannot be read: ")
+
+
+def test_an_empty_text_is_refused(plain: Bundle, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.touch()
+    with pytest.raises(InputError, match="' holds no tokens"):
+        check_qualcomm(plain, Engine, ("8-elite",), str(text), QUIET)
 
 
 def test_an_export_that_does_not_compile_names_the_node_and_leaves_nothing(
