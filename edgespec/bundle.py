@@ -34,9 +34,9 @@ from edgespec.bundle_files import (
     regular_size,
 )
 from edgespec.errors import BackendError, BundleError, InputError
-from edgespec.spec import GraphSpec, Manifest, ModelEntry, from_json, to_json
+from edgespec.spec import CompiledEntry, GraphSpec, Manifest, ModelEntry, from_json, to_json
 
-SCHEMA = 3
+SCHEMA = 4
 LARGEST_MANIFEST = 16 * 2**20
 
 
@@ -63,6 +63,15 @@ class Bundle:
     def has(self, name: str) -> bool:
         """True if the bundle holds this model."""
         return any(model.name == name for model in self.manifest.models)
+
+    def compiled(self, soc: str) -> CompiledEntry:
+        """The graphs as compiled for a SoC; BundleError where they are compiled for others or for none."""
+        for entry in self.manifest.compiled:
+            if entry.soc == soc:
+                return entry
+        others = ", ".join(entry.soc for entry in self.manifest.compiled)
+        what = f"is compiled for {others}, not for {soc}" if others else "is compiled for no SoC"
+        raise BundleError(f"{self.path} {what}", f"export it again with --device npu --soc {soc}")
 
     def graphs(self, model: str, kind: str, bucket: int | None = None) -> tuple[GraphSpec, ...]:
         """A model's graphs of one kind, narrowest first; `bucket` None means the largest cache."""

@@ -38,6 +38,8 @@ def check_paths(manifest: Manifest) -> None:
     for model in manifest.models:
         named += [model.weights, *(graph.file for graph in model.graphs)]
         named += [model.head_ids] if model.head_ids else []
+    for compiled in manifest.compiled:
+        named += [compiled.log, *compiled.contexts.values(), *compiled.graphs.values()]
     for name in named:
         if name not in manifest.files:
             raise BundleError(f"manifest names {name[:60]!a}, which manifest.files lacks", REMAKE)

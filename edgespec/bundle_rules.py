@@ -9,6 +9,7 @@ from collections import Counter
 
 from edgespec import policy
 from edgespec.errors import BundleError, InputError
+from edgespec.soc import NAMES as SOCS
 from edgespec.spec import (
     BYTES_PER_ELEMENT,
     CONTRACTS,
@@ -58,6 +59,7 @@ def check(manifest: Manifest) -> None:
         raise _fault("models.draft.context_rows", "are the target's head rows, and the two have other widths")
     vocab = max(model.spec.vocab for model in manifest.models)
     _check_tokenizer(manifest.tokenizer, vocab)
+    _check_compiled(manifest)
     for name, entry in manifest.files.items():
         if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
             raise _fault(f"files[{name!r}].sha256", "is not 64 hexadecimal digits")
@@ -233,6 +235,24 @@ def _check_complete(model: ModelEntry, where: str) -> None:
     for kind, bucket in wanted:
         if (kind, bucket) not in have:
             raise _fault(f"{where}.graphs", f"lack {kind} for policy {model.cache.policy}, bucket {bucket}")
+
+
+def _check_compiled(manifest: Manifest) -> None:
+    """Each SoC once, and in it every graph of the bundle and one context for each model."""
+    graphs = {graph.file for model in manifest.models for graph in model.graphs}
+    models = {model.name for model in manifest.models}
+    if manifest.compiled and manifest.device != "npu":
+        raise _fault("compiled", f"is for an npu, and the bundle for {manifest.device}")
+    for entry in manifest.compiled:
+        where = f"compiled[{entry.soc[:40]!a}]"
+        _known(entry.soc, SOCS, "compiled.soc")
+        if sum(other.soc == entry.soc for other in manifest.compiled) > 1:
+            raise _fault(where, "stands there twice")
+        for name, found, wanted in (("graphs", entry.graphs, graphs), ("contexts", entry.contexts, models)):
+            if odd := sorted(wanted ^ set(found)):
+                raise _fault(
+                    f"{where}.{name}", f"must name what the bundle holds, and differ in {odd[0][:60]!a}"
+                )
 
 
 def _check_tokenizer(tokenizer: TokenizerEntry, vocab: int) -> None:

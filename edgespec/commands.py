@@ -41,6 +41,8 @@ def export(config: ExportConfig, as_json: bool, progress: Progress) -> int:
     """Make a bundle."""
     config.check()
     run = load("edgespec.exporters", "export")
+    if config.soc:
+        load("edgespec.exporters.qualcomm", "device", extra="qnn")()  # before the slow steps
     bundle = run(config, progress, load("edgespec.runtime.engine", "Engine"))
     if as_json:
         print_json("export", {"bundle": str(bundle.path), "files": len(bundle.manifest.files)})
@@ -74,9 +76,13 @@ def check(config: CheckConfig, as_json: bool, progress: Progress) -> int:
     run = load("edgespec.exporters.check", "check")
     engine = load("edgespec.runtime.engine", "Engine")
     allowed = operators(config.ops or bundle.manifest.device)
+    on_npu = ()
+    if config.npu:
+        check_npu = load("edgespec.exporters.check_qualcomm", "check_qualcomm", extra="qnn")
+        on_npu = check_npu(bundle, engine, config.soc, config.text, progress)
     result = run(
         bundle, engine, allowed, config.source, config.text, config.self_only, progress, config.draft_source
-    )
+    ).and_also(on_npu)
     if as_json:
         print_json("check", result.to_json())
     else:

@@ -26,6 +26,7 @@ from edgespec.flags import (
 )
 from edgespec.policy import NAMES as POLICIES
 from edgespec.policy import check as check_policy
+from edgespec.soc import NAMES as SOCS
 from edgespec.spec import DEVICES, POSITIONS, PRECISIONS
 from edgespec.task_words import NAMES as TASKS
 
@@ -37,6 +38,14 @@ WINDOW = 32
 VIA = 'command that runs a shell line on the device, such as "adb shell" or "ssh phone"'
 TO = "folder on the device (default: edgespec, with adb /data/local/tmp/edgespec)"
 THREADS = "threads of all graphs together; 0: the machine's cores, at most 4"
+
+
+def check_socs(names: tuple[str, ...]) -> None:
+    """InputError for a name that is no SoC's, or that stands there twice."""
+    for name in names:
+        one_of("soc", name, SOCS)
+    if len(set(names)) < len(names):
+        raise InputError(f"soc {','.join(names)} names one twice", "name each once in --soc")
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,9 @@ class ExportConfig:
     buckets: tuple[int, ...] = flag("further, smaller cache budgets with their own graphs", ())
     truncate_window: bool = flag("allow a budget below the model's sliding window", False)
     device: str = flag("where the bundle runs", "cpu", choices=DEVICES)
+    soc: tuple[str, ...] = flag(
+        f"with --device npu: Qualcomm SoCs to compile the graphs for, some of {', '.join(SOCS)}", ()
+    )
     format: str = flag("file format of the graphs", "onnx", choices=FORMATS)
     weights: str | None = flag("form of the weights (default: the device's best)", None, choices=PRECISIONS)
     head: str | None = flag("form of the LM head, where it differs", None, choices=PRECISIONS)
@@ -164,6 +176,12 @@ class ExportConfig:
 
     def _check_weights(self) -> None:
         one_of("device", self.device, DEVICES)
+        check_socs(self.soc)
+        if self.soc and self.device != "npu":
+            raise InputError(
+                f"soc {','.join(self.soc)} is given for device {self.device}",
+                "add --device npu, or leave --soc out",
+            )
         one_of("format", self.format, FORMATS)
         for name in ("weights", "head", "embedding"):
             form = getattr(self, name)
@@ -194,12 +212,23 @@ class CheckConfig:
     text: str | None = flag("text file for the numeric checks", None)
     ops: str | None = flag("operator set (default: the bundle's device)", None, choices=DEVICES)
     self_only: bool = flag("only test, on this machine, that widths agree bitwise", False, flag="--self")
+    npu: str | None = flag(
+        "also compile every graph with this maker's compiler, and emulate steps", None, choices=("qualcomm",)
+    )
+    soc: tuple[str, ...] = flag(
+        f"with --npu: SoCs to compile for, some of {', '.join(SOCS)} (default: those that the bundle is "
+        "compiled for, else all)",
+        (),
+    )
 
     def check(self) -> CheckConfig:
         """Itself, or an InputError for the first value that cannot work."""
         check_model("source", self.source)
         check_model("draft_source", self.draft_source, DRAFTS)
         check_file("text", self.text)
+        check_socs(self.soc)
+        if self.soc and self.npu is None:
+            raise InputError(f"soc {','.join(self.soc)} is given without npu", "add --npu qualcomm")
         return self
 
 

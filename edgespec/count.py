@@ -82,9 +82,19 @@ class ModelCost:
 
 
 @dataclass(frozen=True)
+class CompiledCost:
+    """A model's graphs as compiled for one SoC: which compiler made them, and the bytes of their context."""
+
+    soc: str
+    compiler: str
+    model: str
+    bytes_context: int
+
+
+@dataclass(frozen=True)
 class BundleCost:
     """Everything `inspect` shows; `bytes_memory` = weights + caches + graphs + the widest call's
-    tensors.
+    tensors, of the graphs that are not compiled.
     """
 
     bundle: str
@@ -94,6 +104,7 @@ class BundleCost:
     bytes_disk: int
     bytes_io: int
     bytes_memory: int
+    compiled: tuple[CompiledCost, ...] = ()
 
 
 def count(bundle: Bundle) -> BundleCost:
@@ -108,7 +119,12 @@ def count(bundle: Bundle) -> BundleCost:
     held += sum(m.bytes_kv + m.bytes_policy + m.bytes_context for m in models)
     disk = sum(entry.bytes for entry in files.values())
     name, device = str(bundle.path), bundle.manifest.device
-    return BundleCost(name, device, models, graphs, disk, bytes_io, held + bytes_io)
+    compiled = tuple(
+        CompiledCost(entry.soc, entry.compiler, model, files[file].bytes)
+        for entry in bundle.manifest.compiled
+        for model, file in entry.contexts.items()
+    )
+    return BundleCost(name, device, models, graphs, disk, bytes_io, held + bytes_io, compiled)
 
 
 def bytes_kv(model: ModelEntry, bucket: int) -> int:

@@ -28,6 +28,8 @@ def to_table(cost: BundleCost) -> str:
         columns = (m.bytes_weights, m.bytes_context, m.bytes_kv, m.bytes_policy, m.bytes_graphs)
         models.append((m.model, precision, *(_mib(size) for size in columns)))
     parts = ("weights", "context rows", "caches", "for the policy", "graph files")
+    compiled = [(c.soc, c.model, _mib(c.bytes_context), c.compiler) for c in cost.compiled]
+    heads_compiled = ("compiled for", "model", "context", "by")
     return printed(
         [
             f"{cost.bundle} for {cost.device}\n",
@@ -35,6 +37,7 @@ def to_table(cost: BundleCost) -> str:
             "",
             grid(("model", "precision", *parts), models, left=(0, 1)),
             "",
+            *([grid(heads_compiled, compiled, left=(0, 1, 3)), ""] if compiled else []),
             f"on disk {_mib(cost.bytes_disk)}, in the device's memory {_mib(cost.bytes_memory)}",
         ],
         120,

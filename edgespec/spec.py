@@ -137,6 +137,21 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class CompiledEntry:
+    """The graphs as compiled for one SoC (edgespec.soc): by which `compiler`, and its log's file.
+
+    `contexts` names each model's context binary, which holds all its graphs over weights stored once;
+    `graphs` names, for every graph file, the ONNX file that opens it from there.
+    """
+
+    soc: str
+    compiler: str
+    log: str
+    contexts: dict[str, str]
+    graphs: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything `manifest.json` says."""
 
@@ -146,6 +161,7 @@ class Manifest:
     tokenizer: TokenizerEntry
     files: dict[str, FileEntry]
     produced_by: dict[str, str] = field(default_factory=dict)
+    compiled: tuple[CompiledEntry, ...] = ()
 
 
 def step_inputs(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from edgespec.bundle import Bundle
 from edgespec.config import ExportConfig
+from edgespec.spec import CompiledEntry, ModelEntry
 
 
 def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
@@ -32,5 +35,21 @@ def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
             with progress.stage(f"{job.name}: widths agree?"):
                 entries.append(marked(entry, engine(staging.path, entry)))
         tokenizer = save_tokenizer(jobs[0].checkpoint.tokenizer, staging.path)
-        staging.finish(manifest(config.device, entries, tokenizer, jobs))
+        whole = manifest(config.device, entries, tokenizer, jobs)
+        staging.finish(replace(whole, compiled=contexts_for(config.soc, staging.path, entries, progress)))
     return open_bundle(config.output, verify=False)
+
+
+def contexts_for(
+    socs: tuple[str, ...], folder: Path, models: list[ModelEntry], progress: Any
+) -> tuple[CompiledEntry, ...]:
+    """The graphs in the folder compiled for each SoC; needs the extra qnn where there are any."""
+    if not socs:
+        return ()
+    from edgespec.exporters.contexts import compiled
+
+    made = []
+    for soc in socs:
+        with progress.stage(f"compiling for {soc}") as advance:
+            made.append(compiled(folder, models, soc, advance))
+    return tuple(made)

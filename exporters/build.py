@@ -20,12 +20,15 @@ class Builder:
         self.inputs: list[ir.Value] = []
         self.initializers: dict[str, ir.Value] = {}
         self.memo: dict[Hashable, Any] = {}
+        self.module = ""  # the path of the module whose nodes are being made; they are named after it
 
     def op(
         self, kind: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any
     ) -> Any:
         """Append a node; its output, or a tuple of them where `outputs` > 1."""
         node = ir.node(kind, list(inputs), attributes=attributes, domain=domain, num_outputs=outputs)
+        if self.module:
+            node.name = f"{self.module}/{kind}_{len(self.nodes)}"
         for i, value in enumerate(node.outputs):
             value.name = f"{kind.lower()}_{len(self.nodes)}" + (f"_{i}" if i else "")
         self.nodes.append(node)

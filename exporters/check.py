@@ -7,7 +7,7 @@ the numbers are not compared, and the check says so and fails: nothing counts as
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from edgespec.exporters.compare import (
     misplaced,
 )
 from edgespec.exporters.draft_checkpoint import OWN, open_draft
+from edgespec.exporters.findings import CheckResult, Finding
 from edgespec.exporters.plan import shipped
 from edgespec.exporters.widths import disagreements
 from edgespec.spec import STEPS, GraphSpec, ModelEntry
@@ -40,36 +41,6 @@ PROMPTS = (
     "Write a Python function that returns the n-th Fibonacci number, and explain its running time.",
     "안녕하세요! 서울에서 부산까지 어떻게 가는 것이 가장 빠른가요?",
 )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was checked: what, whether it holds, and the figures or the reason."""
-
-    name: str
-    passed: bool
-    detail: str
-    figures: dict[str, float]
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """Every finding of a check."""
-
-    findings: tuple[Finding, ...]
-
-    @property
-    def passed(self) -> bool:
-        """True where everything holds."""
-        return all(f.passed for f in self.findings)
-
-    def to_json(self) -> dict[str, Any]:
-        """The verdict and the findings as JSON data."""
-        return {"passed": self.passed, "findings": [asdict(f) for f in self.findings]}
-
-    def lines(self) -> list[str]:
-        """One line a finding."""
-        return [f"{'pass' if f.passed else 'FAIL'}  {f.name}: {f.detail}" for f in self.findings]
 
 
 def check(

@@ -55,6 +55,9 @@ def mask(low: Lowering, slots: int, window: int, group: int) -> ir.Value:
     """What each row sees, bool [1,1,group·S,slots+S], once per call: slots < count, rows <= its own.
 
     With a window w the slot's distance to the row must stay under w; slots stand in order of position.
+
+    Nothing of it is a constant bool: Qualcomm's compiler (onnxruntime-qnn 2.7.0) takes one of a single
+    element for true or false by chance, and a call of one row then did not see its own row.
     """
     b, width = low.b, low.width
     row, slot = np.arange(width, dtype=np.int32), np.arange(slots, dtype=np.int32)
@@ -65,7 +68,8 @@ def mask(low: Lowering, slots: int, window: int, group: int) -> ir.Value:
     if window:  # slot > count + row - window
         filled = b.op("And", filled, b.op("Greater", b.const(slot[None] - row[:, None] + window), count))
     apart = row[:, None] - row[None]
-    causal = b.const((apart >= 0) & (apart < window) if window else apart >= 0)
+    own = (apart >= 0) & (apart < window) if window else apart >= 0
+    causal = b.op("Less", b.const(np.where(own, -1, np.iinfo(np.int32).max).astype(np.int32)), count)
     seen = b.op("Concat", filled, causal, axis=1)
     if group > 1:
         seen = b.op("Concat", *[seen] * group, axis=0)

@@ -7,6 +7,7 @@ Knows the program's named parts and nothing of model families or weight values.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -88,15 +89,17 @@ class Lowering:
         for value in self.program.graph.inputs:
             self.feed(value)
         for node in self.program.graph:
+            if not self.target.fused:  # an NPU's compiler may refuse a node: its name says where it stands
+                self.b.module = module_of(node)
             getattr(
                 self,
                 f"lower_{node.op_type.lower()}"
                 if node.domain == DOMAIN or node.op_type == "Reshape"
                 else "copy",
             )(node)
-        return self.b.model(
-            f"{self.target.kind}_{self.target.width}", self.outputs(self.get(self.program.graph.outputs[0]))
-        )
+        logits = self.get(self.program.graph.outputs[0])
+        self.b.module = "" if self.target.fused else "outputs"
+        return self.b.model(f"{self.target.kind}_{self.target.width}", self.outputs(logits))
 
     def feed(self, value: ir.Value) -> None:
         """The program's call inputs; its parameters are met where they are used."""
@@ -208,8 +211,11 @@ class Lowering:
         x, weight = node.inputs
         epsilon, centred = node.attributes["epsilon"].value, node.attributes["centred"].value
         scale = self.storage.plain(self.b, weight.name, node.attributes["offset"].value)
-        if centred:
-            made = self.b.op("LayerNormalization", self.get(x), scale, axis=-1, epsilon=epsilon)
+        kind = "LayerNormalization" if centred else "RMSNormalization"
+        if not self.target.fused and len(x.shape) == 4:
+            made = self.norm_of_heads(kind, x, scale, epsilon)
+        elif centred:
+            made = self.b.op(kind, self.get(x), scale, axis=-1, epsilon=epsilon)
         elif self.target.fused and (terms := residual(x)) is not None:
             made, *unused, total = self.b.op(
                 "SkipSimplifiedLayerNormalization",
@@ -223,8 +229,21 @@ class Lowering:
                 value.name = ""
             self.values[x] = total  # whoever adds to the residual stream next reads the kernel's own sum
         else:
-            made = self.b.op("RMSNormalization", self.get(x), scale, axis=-1, epsilon=epsilon)
+            made = self.b.op(kind, self.get(x), scale, axis=-1, epsilon=epsilon)
         self.values[node.outputs[0]] = made
+
+    def norm_of_heads(self, kind: str, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
+        """A norm over the last axis of [1,S,H,d] or [1,H,S,d], as one of [1,S·H,d].
+
+        Qualcomm's compiler (onnxruntime-qnn 2.7.0) takes a norm of four dimensions beside a Transpose, and
+        gives other numbers.
+        """
+        whole = [self.width if size == TRACED_WIDTH else int(size) for size in x.shape]
+        flat = [1, whole[1] * whole[2], whole[3]]
+        shape = lambda sizes: self.b.const(np.array(sizes, np.int64))  # noqa: E731
+        made = self.b.op("Reshape", self.get(x), shape(flat))
+        made = self.b.op(kind, made, scale, axis=-1, epsilon=epsilon)
+        return self.b.op("Reshape", made, shape(whole))
 
     def lower_rope(self, node: ir.Node) -> None:
         """RotaryEmbedding over [1,H,S,d]."""
@@ -291,6 +310,12 @@ class Lowering:
             t.kind, t.width, self.spec, t.cache, t.bucket, t.head_rows, context=t.context
         )
         return {w.name: (made[w.name], DTYPES[w.dtype], w.shape) for w in wanted}
+
+
+def module_of(node: ir.Node) -> str:
+    """The path of the module that a traced node came from, as Transformers names it; empty where unknown."""
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    return scopes[-2].removeprefix("model.") if len(scopes) > 1 else ""
 
 
 def residual(x: ir.Value) -> tuple[ir.Value, ir.Value] | None:

@@ -6,7 +6,7 @@ nothing of text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,16 @@ class Snapshot:
 class Engine:
     """One model of a bundle: its graphs (opened when first called), its caches and their count."""
 
-    def __init__(self, folder: Path, entry: ModelEntry, threads: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        entry: ModelEntry,
+        threads: int = 0,
+        opener: Callable[[Path], ort.InferenceSession] | None = None,
+    ) -> None:
+        """`opener` opens a graph's file on another processor than this machine's, such as an emulated NPU."""
         self.folder, self.entry, self.threads = folder, entry, threads
+        self.opener = opener or self._open
         self.spec, self.cache = entry.spec, entry.cache
         self.graphs = {(g.kind, g.width, g.bucket): g for g in entry.graphs}
         self.sessions: dict[str, ort.InferenceSession] = {}
@@ -64,7 +72,7 @@ class Engine:
 
     def over(self, entry: ModelEntry) -> Engine:
         """An engine with empty caches of another budget or policy over the same opened graphs."""
-        other = Engine(self.folder, entry, self.threads)
+        other = Engine(self.folder, entry, self.threads, self.opener)
         other.sessions = self.sessions
         return other
 
@@ -343,21 +351,23 @@ class Engine:
 
     def _session(self, graph: GraphSpec) -> ort.InferenceSession:
         if graph.file not in self.sessions:
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = self.threads
-            options.log_severity_level = 3
-            # Each graph has its own threads until the native runtime shares them: idle ones must not spin.
-            options.add_session_config_entry("session.force_spinning_stop", "1")
-            try:
-                self.sessions[graph.file] = ort.InferenceSession(
-                    self.folder / graph.file, options, providers=["CPUExecutionProvider"]
-                )
-            except Exception as error:
-                first = str(error).strip().splitlines()[0]
-                raise BackendError(
-                    f"ONNX Runtime cannot open {graph.file}: {first}", "run edgespec check on the bundle"
-                ) from error
+            self.sessions[graph.file] = self.opener(self.folder / graph.file)
         return self.sessions[graph.file]
+
+    def _open(self, path: Path) -> ort.InferenceSession:
+        """A graph on this machine's processor."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3
+        # Each graph has its own threads until the native runtime shares them: idle ones must not spin.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            first = str(error).strip().splitlines()[0]
+            raise BackendError(
+                f"ONNX Runtime cannot open {path.name}: {first}", "run edgespec check on the bundle"
+            ) from error
 
 
 def bind(binder: Any, name: str, array: np.ndarray) -> None:

@@ -58,6 +58,17 @@ TABLE = [
     ),
     (["inspect", "{x}"], 2, "error: no bundle at {x}\nhint:  make one: edgespec export TARGET -o {x}\n"),
     (["check", "{x}"], 2, "error: no bundle at {x}\n"),
+    (["check", "{x}", "--npu", "tpu"], 2, "argument --npu: invalid choice: 'tpu'"),
+    (
+        ["check", "{x}", "--soc", "8-elite"],
+        2,
+        "error: soc 8-elite is given without npu\nhint:  add --npu qualcomm\n",
+    ),
+    (
+        ["check", "{x}", "--npu", "qualcomm", "--soc", "8-elite,888"],
+        2,
+        "error: unknown soc '888'\nhint:  use one of: 8-gen-2, 8-gen-3, 8-elite, 8-elite-gen-5\n",
+    ),
     (["eval", "{x}"], 2, "are required: -o/--output\nhint:  see edgespec eval --help\n"),
     (["eval", "{x}", "-o", "{x}.out"], 2, "error: no bundle at {x}\n"),
     (
@@ -207,3 +218,25 @@ def test_a_missing_extra_is_named(
     monkeypatch.setattr(edgespec.console, "import_module", load)
     assert main(["check", str(bundle.path), "-q"]) == 2
     assert capsys.readouterr().err == "error: torch is not installed\nhint:  pip install 'edgespec[export]'\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["check", "{x}", "--npu", "qualcomm"],
+        ["export", "demo", "-o", "{y}", "--device", "npu", "--soc", "8-elite"],
+    ],
+)
+def test_a_missing_compiler_is_named_before_any_slow_step(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    bundle = make(tmp_path / "x.bundle", "npu")
+    for name in [n for n in sys.modules if n.startswith("edgespec.exporters.") and n.endswith("qualcomm")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnxruntime_qnn", None)
+    places = {"{x}": str(bundle.path), "{y}": str(tmp_path / "y.bundle")}
+    assert main([places.get(word, word) for word in argv] + ["-q"]) == 2
+    said = "error: onnxruntime_qnn is not installed\nhint:  pip install 'edgespec[qnn]'\n"
+    assert capsys.readouterr().err == said
+    assert not (tmp_path / "y.bundle").exists()

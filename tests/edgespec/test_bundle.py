@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from edgespec.bundle import SCHEMA, creating, digest, open_bundle, require_space
+from edgespec.bundle_rules import check
 from edgespec.errors import BackendError, BundleError, InputError
+from edgespec.spec import CompiledEntry, Manifest, to_json
 from tests.helpers.bundles import fill, make, manifest
 
 REPO = Path(__file__).parent.parent.parent
@@ -367,3 +369,68 @@ def test_missing_graphs(tmp_path: Path) -> None:
     bundle = make(tmp_path / "z.bundle")
     edit(bundle.path, lambda m: m["models"][0]["graphs"].append(m["models"][0]["graphs"][0]))
     refused(bundle.path, "hold prefill of width 4 for bucket 8 twice")
+
+
+# Graphs compiled for a SoC.
+
+
+def compiled_entry(what: Manifest, soc: str = "8-elite") -> CompiledEntry:
+    graphs = {g.file: f"{soc}/{g.file}" for m in what.models for g in m.graphs}
+    return CompiledEntry(
+        soc, "a compiler", f"{soc}/log", {m.name: f"{soc}/{m.name}.bin" for m in what.models}, graphs
+    )
+
+
+def make_compiled(path: Path) -> Path:
+    what = manifest("npu")
+    what = replace(what, compiled=(compiled_entry(what),))
+    with creating(path) as staging:
+        fill(staging.path, what)
+        for entry in what.compiled:
+            for name in (entry.log, *entry.contexts.values(), *entry.graphs.values()):
+                (staging.path / name).parent.mkdir(parents=True, exist_ok=True)
+                (staging.path / name).write_text(name)
+        staging.finish(what)
+    return path
+
+
+def test_a_compiled_bundle_says_for_what(tmp_path: Path) -> None:
+    bundle = open_bundle(make_compiled(tmp_path / "x.bundle"))
+    assert bundle.compiled("8-elite").contexts["target"] == "8-elite/target.bin"
+    with pytest.raises(BundleError, match="is compiled for 8-elite, not for 8-gen-3") as caught:
+        bundle.compiled("8-gen-3")
+    assert caught.value.hint == "export it again with --device npu --soc 8-gen-3"
+    with pytest.raises(BundleError, match="is compiled for no SoC"):
+        make(tmp_path / "y.bundle", "npu").compiled("8-gen-3")
+
+
+COMPILED_FAULTS: list[tuple[Callable[[dict], object], str]] = [
+    (lambda m: m["compiled"][0].update(soc="888"), "compiled.soc: '888' is none of 8-gen-2"),
+    (lambda m: m["compiled"].append(m["compiled"][0]), r"compiled\['8-elite'\]: stands there twice"),
+    (lambda m: m["compiled"][0]["graphs"].popitem(), "graphs: must name what the bundle holds"),
+    (
+        lambda m: m["compiled"][0]["graphs"].update(more="8-elite/log"),
+        "graphs: must name .* differ in 'more'",
+    ),
+    (lambda m: m["compiled"][0]["contexts"].pop("draft"), "contexts: must name .* differ in 'draft'"),
+    (lambda m: m["compiled"][0].update(log="../log"), r"manifest names '../log', which manifest.files lacks"),
+    (lambda m: m.pop("compiled"), "field 'compiled' is missing"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), COMPILED_FAULTS, ids=[f[1][:30] for f in COMPILED_FAULTS])
+def test_compiled_parts_that_make_no_sense(
+    tmp_path: Path, change: Callable[[dict], None], message: str
+) -> None:
+    path = make_compiled(tmp_path / "x.bundle")
+    edit(path, change)
+    refused(path, message)
+
+
+def test_a_bundle_for_a_cpu_is_compiled_for_nothing(tmp_path: Path) -> None:
+    bundle = make(tmp_path / "x.bundle")
+    entry = compiled_entry(bundle.manifest)
+    edit(bundle.path, lambda m: m.update(compiled=[to_json(entry)]))
+    refused(bundle.path, "manifest names '8-elite/log', which manifest.files lacks")
+    with pytest.raises(BundleError, match="is for an npu, and the bundle for cpu"):
+        check(replace(bundle.manifest, compiled=(entry,)))

@@ -99,6 +99,21 @@ REFUSED = [
         "use --embedding fp16, or --device cpu",
     ),
     (
+        {"soc": ("8-elite",)},
+        "soc 8-elite is given for device cpu",
+        "add --device npu, or leave --soc out",
+    ),
+    (
+        {"device": "npu", "soc": ("888",)},
+        "unknown soc '888'",
+        "use one of: 8-gen-2, 8-gen-3, 8-elite, 8-elite-gen-5",
+    ),
+    (
+        {"device": "npu", "soc": ("8-elite", "8-elite")},
+        "soc 8-elite,8-elite names one twice",
+        "name each once in --soc",
+    ),
+    (
         {"draft_budget": 512},
         "--draft-budget is given without a draft",
         "add --draft, or leave --draft-budget out",
