@@ -51,11 +51,11 @@ def write_prompts(
     with progress.stage("prompts") as advance:
         rows = [begun[i % len(begun)] for i in range(config.count)]
         generate(model, rows, target.tokenizer.stop_ids, folder, settings, advance)
-    stops, found = set(target.tokenizer.stop_ids), {}
+    stops, found = set(target.tokenizer.stop_ids), dict[str, dict[str, str]]()
     text_of = decoder(target.tokenizer)
     for s in read(folder):
-        start = text_of(s.tokens[: s.prompt])
-        text = (s.category + text_of(s.tokens).removeprefix(start)).strip()
+        start = text_of(s.tokens[: s.prompt].tolist())
+        text = (s.category + text_of(s.tokens.tolist()).removeprefix(start)).strip()
         if int(s.tokens[-1]) in stops and len(text) >= SHORTEST and digest(text) not in excluded:
             found.setdefault(digest(text), {"prompt": text, "category": s.category or ANY})
     lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in found.values()]

@@ -114,7 +114,7 @@ def unasked(
 def decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
     """From token ids to their text, special tokens left out."""
     encoder = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json.decode())
-    return lambda ids: encoder.decode([int(i) for i in ids])
+    return lambda ids: str(encoder.decode(list(ids)))
 
 
 def first_turn(tokenizer: Tokenizer, encoder: Any, text: str, render: Callable[..., str]) -> str:
