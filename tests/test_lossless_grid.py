@@ -17,7 +17,7 @@ from edgespec.runtime.engine import Engine
 from edgespec.runtime.session import Runtime, Settings
 from tests.helpers.grid import BLOCK, Cell, export_config, pairs, pairwise, whole
 
-TOKENS = 32
+TOKENS = 20
 ARTICLE = shipped("wikitext")[5000:6800]
 PROMPTS = (
     "Explain how a refrigerator works.",

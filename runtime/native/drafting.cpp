@@ -24,8 +24,8 @@ Lookup look_up(const std::vector<int>& text, int most_drafts, int least, int mos
 void Acceptance::learn(int accepted, int drafted) {
     const int tried = std::min(drafted, accepted + 1);  // those after the first refusal were never judged
     for (int i = 0; i < tried; ++i) {
-        accepted_ = accepted_ * DECAY + (i < accepted);
-        tried_ = tried_ * DECAY + 1;
+        accepted_ = accepted_ * decay_ + (i < accepted);
+        tried_ = tried_ * decay_ + 1;
     }
 }
 

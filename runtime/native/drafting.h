@@ -22,15 +22,16 @@ Lookup look_up(const std::vector<int>& text, int most_drafts, int least = 2, int
 // where nothing is tried, so a drafter that was given up is tried again after a while.
 class Acceptance {
   public:
-    // `rest`: what is left of the evidence after a round without a trial.
-    explicit Acceptance(double prior, double rest = 0.97) : prior_(prior), rest_(rest) {}
-    double value() const { return (accepted_ + WEIGHT * prior_) / (tried_ + WEIGHT); }
+    // `weight`: trials that the prior counts as. `decay`, `rest`: what is left of the evidence after a trial, and after
+    // a round without one.
+    explicit Acceptance(double prior, double weight = 1, double decay = 0.85, double rest = 0.97)
+        : prior_(prior), weight_(weight), decay_(decay), rest_(rest) {}
+    double value() const { return (accepted_ + weight_ * prior_) / (tried_ + weight_); }
     void learn(int accepted, int drafted);
     void forget() { accepted_ *= rest_, tried_ *= rest_; }
 
   private:
-    static constexpr double WEIGHT = 1, DECAY = 0.85;
-    double prior_, rest_, accepted_ = 0, tried_ = 0;
+    double prior_, weight_, decay_, rest_, accepted_ = 0, tried_ = 0;
 };
 
 // How likely a draft model's token is accepted by the entropy (nats) of the distribution it comes from: evidence by

@@ -14,7 +14,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int FEW = 8;      // tokens that the draft catches up faster two by two than by a prefill
 constexpr int HORIZON = 8;  // rounds over which catching up must pay
-constexpr double REST_DRAFT = 0.995;  // trying a draft model again is dear: it must catch up first
+// Of the draft model's acceptance: two refusals are no reason to give it up for a hundred tokens, twenty are. Trying it
+// again is dear, since it must catch up first. Played over 65 texts and three tables of costs, and over drafts that are bad.
+constexpr double WEIGHT_DRAFT = 4, DECAY_DRAFT = 0.95, REST_DRAFT = 0.985;
 constexpr double PRIOR_NGRAM[] = {0.45, 0.55, 0.65, 0.75};  // by tokens matched: 2, 3, 4, 5
 
 double seconds(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
@@ -33,7 +35,7 @@ class Loop {
   public:
     Loop(Conversation& c, const ModelEntry& target, const ModelEntry* draft, const Request& r, const Costs& costs, Listener& l)
         : c_(c), target_(target), draft_(draft), r_(r), costs_(costs), listener_(l), random_(r.sampling.seed), seen_(target.vocab),
-          adaedl_(r.lambda, r.acceptance), model_(costs.acceptance, REST_DRAFT) {
+          adaedl_(r.lambda, r.acceptance), model_(costs.acceptance, WEIGHT_DRAFT, DECAY_DRAFT, REST_DRAFT) {
         c_.target.trace = &calls_;
         if (c_.draft) c_.draft->trace = &calls_;
         widest_ = costs.verify.rbegin()->first;
