@@ -49,6 +49,8 @@ class DraftPromptsConfig:
     def check(self) -> DraftPromptsConfig:
         """Itself, or an InputError for the first value that cannot work."""
         check_model("target", self.target)
+        if not self.begin:
+            raise InputError("no first words are given", f"write --begin {ANY}, or leave it out")
         for path in self.exclude:
             check_file("exclude", path)
         between("count", self.count, 1, 2**24)

@@ -201,6 +201,7 @@ def test_a_training_goes_on_and_a_draft_goes_further(made: Path, tmp_path: Path)
         (["train", "T", "--samples", "S", "-o", "O", "--fresh", "9"], "target has no layer 8"),
         (["curve", "S"], "holds no training/curve.jsonl"),
         (["prompts", "T", "-o", "O", "--count", "0"], "count 0 is not 1 to"),
+        (["prompts", "T", "-o", "O", "--begin", ","], "no first words are given"),
         (["prompts", "T", "-o", "O", "--exclude", "nowhere.txt"], "exclude 'nowhere.txt' is not a file"),
         (["prompts", "T", "-o", "O", "--temperature", "0"], "temperature 0.0 is not"),
         (["samples", "T", "--prompts", "", "-o", "O"], "no file of prompts is given"),

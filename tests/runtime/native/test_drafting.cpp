@@ -70,6 +70,14 @@ static void acceptance() {
     CHECK(a.value() > 0.4 && low < 0.4);  // tried again one day
     for (int i = 0; i < 20; ++i) a.learn(4, 4);
     CHECK(a.value() > 0.9);
+
+    Acceptance patient(0.5, 4, 0.95, 0.985);  // the loop's, of a draft model
+    patient.learn(0, 1), patient.learn(0, 1);
+    CHECK(patient.value() > 0.3);
+    for (int i = 0; i < 18; ++i) patient.learn(0, 1);
+    CHECK(patient.value() < 0.15);
+    for (int i = 0; i < 100; ++i) patient.forget();
+    CHECK(patient.value() > 0.3);
 }
 
 static void adaedl() {
