@@ -122,7 +122,7 @@ class DraftTrainConfig:
     steps: int = flag("steps of the optimizer", 2000)
     rate: float = flag("the highest learning rate", 7e-4)
     tokens: int = flag("padded tokens of one step", 800)
-    longest: int = flag("tokens of a text that are read, from its end", 320)
+    longest: int = flag("most tokens of a text; the beginning of a longer prompt is left out", 320)
     measure: int = flag("steps between two measurements of BE on held-out texts", 200)
     patience: int = flag("measurements without a better BE before it stops; 0: never", 0)
     seed: int = flag("of the order of the texts", 0)
