@@ -77,7 +77,7 @@ static void acceptance() {
     for (int i = 0; i < 18; ++i) patient.learn(0, 1);
     CHECK(patient.value() < 0.15);
     for (int i = 0; i < 100; ++i) patient.forget();
-    CHECK(patient.value() > 0.3);
+    CHECK(patient.value() > 0.25);
 }
 
 static void adaedl() {
