@@ -13,7 +13,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int FEW = 8;      // tokens that the draft catches up faster two by two than by a prefill
-constexpr int HORIZON = 32;  // rounds over which catching up must pay, where the answer may have so many
+constexpr int HORIZON = 8;  // rounds over which catching up must pay
 // Of the draft model's acceptance: two refusals are no reason to give it up for a hundred tokens, twenty are. Trying it
 // again is dear, since it must catch up first. Played over 65 texts and three tables of costs, and over drafts that are bad.
 constexpr double WEIGHT_DRAFT = 4, DECAY_DRAFT = 0.95, REST_DRAFT = 0.985;
@@ -141,8 +141,7 @@ class Loop {
         known_.clear();
         if (r_.rule == Rule::cost) {
             const double calls = pending <= FEW ? (pending - 1) / 2 : 0.5 * FEW * std::ceil(double(pending) / draft_->widths("prefill").back());
-            const int rounds = std::clamp((r_.max_new_tokens - summary_.tokens_new) / 4, 1, HORIZON);
-            extra = calls * costs_.draft / rounds;
+            extra = calls * costs_.draft / HORIZON;
             const int length = best_length(costs_, model_.value(), costs_.draft, extra, most);
             model_.forget();
             if (length == 0) { round_.stop = "cost"; return; }
