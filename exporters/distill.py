@@ -170,16 +170,15 @@ def block_efficiency(
     likeliest token is the next one; a round takes the run of such places. Candidates are `kept` and, with
     `context`, every token that the text has had so far (context rows).
     """
-    tokens_emitted = calls = 0
+    emitted = calls = 0
     texts = packed(samples, next(draft.parameters()).device)
     static = torch.from_numpy(kept).to(texts.tokens.device)
     for numbers in schedule([len(s.tokens) for s in samples], tokens, 0):
         batch = texts.batch(numbers)
         hits = predicted(draft, batch, static, context) == batch.tokens[batch.rows, batch.columns + 1]
         for row in hits.cpu().split(batch.rows.bincount().tolist()):
-            emitted, rounds = played(row.tolist(), drafts)
-            tokens_emitted, calls = tokens_emitted + emitted, calls + rounds
-    return tokens_emitted / max(1, calls)
+            emitted, calls = emitted + len(row), calls + rounds(row.tolist(), drafts)
+    return emitted / max(1, calls)
 
 
 def predicted(draft: Draft, batch: Batch, kept: Tensor, context: bool) -> Tensor:
@@ -196,16 +195,16 @@ def predicted(draft: Draft, batch: Batch, kept: Tensor, context: bool) -> Tensor
     return ids[logq.masked_fill(since[batch.rows] > batch.columns[:, None], -torch.inf).argmax(1)]
 
 
-def played(hits: Sequence[bool], drafts: int) -> tuple[int, int]:
-    """Tokens and rounds of a text whose places the draft told or did not."""
-    place = rounds = 0
+def rounds(hits: Sequence[bool], drafts: int) -> int:
+    """How many verify calls write a text whose places the draft told or did not."""
+    place = calls = 0
     while place < len(hits):
         run = 0
         while run < drafts and place + run < len(hits) and hits[place + run]:
             run += 1
         place += run + 1
-        rounds += 1
-    return len(hits), rounds
+        calls += 1
+    return calls
 
 
 def learning_rate(step: int, training: Training) -> float:

@@ -174,10 +174,10 @@ def layers(config: DraftTrainConfig, target: Checkpoint) -> tuple[int, ...]:
 def forget(model: Any, target: Checkpoint, seed: int) -> None:
     """Give the model random weights as its class makes them, but for the embedding and the LM head."""
     torch.manual_seed(seed)
-    fresh = dict(type(model)(model.config).named_parameters())
+    fresh, kept = dict(type(model)(model.config).named_parameters()), tables(target)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name not in tables(target):
+            if name not in kept:
                 parameter.copy_(fresh[name])
 
 

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ class Tokenizer:
     stop_ids: tuple[int, ...]
     bos_id: int | None
 
+    @cached_property
+    def encoder(self) -> Any:
+        """The tokenizers library's form of it."""
+        return tokenizers.Tokenizer.from_str(self.tokenizer_json.decode())
+
 
 def vocabularies_differ(target: Tokenizer, draft: Tokenizer) -> list[tuple[int, str | None, str | None]]:
     """The ids whose token differs, each with the target's and the draft's token (None: it has no such id).
@@ -78,21 +84,18 @@ def asked(
 
     `render` fills a template; a prompt of no token is left out.
     """
-    encoder = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json.decode())
     found = []
     for prompt in prompts:
-        text = first_turn(tokenizer, encoder, prompt.text, render)
-        if ids := encoded(tokenizer, encoder, text):
+        if ids := encoded(tokenizer, first_turn(tokenizer, prompt.text, render)):
             found.append((ids, prompt.category))
     return found
 
 
 def pieces(tokenizer: Tokenizer, texts: Sequence[tuple[str, str]], size: int) -> list[tuple[list[int], str]]:
     """(name, text) as token ids in pieces of at most `size`, each with the text's name; 2 tokens at least."""
-    encoder = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json.decode())
     found = []
     for name, text in texts:
-        ids = encoder.encode(text, add_special_tokens=False).ids
+        ids = tokenizer.encoder.encode(text, add_special_tokens=False).ids
         found += [(ids[i : i + size], name) for i in range(0, len(ids) - 1, size)]
     return [one for one in found if len(one[0]) > 1]
 
@@ -104,33 +107,32 @@ def unasked(
     where a chat template says nothing of users."""
     if not tokenizer.chat_template:
         raise InputError("the target has no chat template, so it writes no prompts of users", "give prompts")
-    encoder, mark = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json.decode()), "\N{SNOWMAN}"
-    before, found, _ = first_turn(tokenizer, encoder, mark, render).partition(mark)
+    mark = "\N{SNOWMAN}"
+    before, found, _ = first_turn(tokenizer, mark, render).partition(mark)
     if not found:
         raise InputError("the target's chat template leaves out what a user says", "give prompts")
-    return [(encoded(tokenizer, encoder, before + words), words) for words in beginnings]
+    return [(encoded(tokenizer, before + words), words) for words in beginnings]
 
 
 def decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
     """From token ids to their text, special tokens left out."""
-    encoder = tokenizers.Tokenizer.from_str(tokenizer.tokenizer_json.decode())
-    return lambda ids: str(encoder.decode(list(ids)))
+    return lambda ids: str(tokenizer.encoder.decode(list(ids)))
 
 
-def first_turn(tokenizer: Tokenizer, encoder: Any, text: str, render: Callable[..., str]) -> str:
+def first_turn(tokenizer: Tokenizer, text: str, render: Callable[..., str]) -> str:
     """The text as a user's first turn, where there is a chat template."""
     if not tokenizer.chat_template:
         return text
-    text_of = lambda i: (encoder.id_to_token(i) or "") if i is not None else ""  # noqa: E731
+    text_of = lambda i: (tokenizer.encoder.id_to_token(i) or "") if i is not None else ""  # noqa: E731
     end = text_of(tokenizer.stop_ids[0]) if len(tokenizer.stop_ids) == 1 else ""
     message = [{"role": "user", "content": text}]
     return render(tokenizer.chat_template, message, text_of(tokenizer.bos_id), end)
 
 
-def encoded(tokenizer: Tokenizer, encoder: Any, text: str) -> list[int]:
+def encoded(tokenizer: Tokenizer, text: str) -> list[int]:
     """A rendered text as token ids: a template has written its own first token, a raw text has not."""
     raw = not tokenizer.chat_template and tokenizer.bos_id is not None
-    return ([tokenizer.bos_id] if raw else []) + encoder.encode(text, add_special_tokens=False).ids
+    return ([tokenizer.bos_id] if raw else []) + tokenizer.encoder.encode(text, add_special_tokens=False).ids
 
 
 def directory_tokenizer(directory: Path, config_eos: int | list[int] | None) -> Tokenizer:
