@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ class Point:
     tokens: int
     loss: float
     block_efficiency: float
+
+
+FIELDS = tuple(Point.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,17 @@ def read(folder: Path) -> Curve:
         raise InputError(f"{folder} holds no {PLACES[0]}", "name a folder that edgespec draft train made")
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        points = tuple(Point(**{name: line[name] for name in Point.__dataclass_fields__}) for line in lines)
+        points = tuple(Point(**{name: number(line[name]) for name in FIELDS}) for line in lines)
         return Curve(folder.name, loss_of(folder), points)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no training's curve ({error!r})", "train the draft again") from None
+
+
+def number(value: Any) -> Any:
+    """A figure of a curve; ValueError for what is none, such as text or NaN."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no number")
+    return value
 
 
 def loss_of(folder: Path) -> str:

@@ -43,7 +43,11 @@ def test_a_shipped_draft_has_its_curve_beside_its_facts(tmp_path: Path) -> None:
     assert read(folder).loss == "kl" and read(folder).points[0].block_efficiency == 1.01
 
 
-@pytest.mark.parametrize("text", ["{", '{"step": 1}\n', "[]\n"])
+NAN = '{"step": 1, "tokens": 2, "loss": NaN, "block_efficiency": 1}\n'
+WORDS = NAN.replace("NaN", '"low"')
+
+
+@pytest.mark.parametrize("text", ["{", '{"step": 1}\n', "[]\n", NAN, WORDS])
 def test_a_broken_curve_is_refused(tmp_path: Path, text: str) -> None:
     folder = trained(tmp_path / "a", "kl", ())
     (folder / "training" / "curve.jsonl").write_text(text)
