@@ -1,7 +1,8 @@
 """Runs the benchmark: every prompt plainly and speculatively, contenders in turns: drift meets them alike.
 
-Knows no runtime: a contender says how to start its own. Each round starts new processes (a process's luck
-with memory is a part of the noise) and warms them up with one prompt that counts for nothing.
+Knows no runtime: a contender says how to start its own. All contenders get new processes after every few
+prompts: a process's luck with memory shifts all that it answers (by 8 % once), so the gate takes a process
+for one observation and needs several. One prompt that counts for nothing warms them up.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from edgespec.bench_log import BenchLog, Entry
 from edgespec.bench_report import SPECULATIVE, Sample, Traced
@@ -23,7 +24,9 @@ from edgespec.suite import Item
 
 COUNTS = ("tokens_prompt", "tokens_new", "verify_calls", "draft_calls")
 TIMES = ("time_first_token_s", "time_decode_s", "time_graphs_s")
+PROMPTS_A_PROCESS = 8  # a start and a warm-up cost about as much as one prompt
 Ways = Mapping[str, Any]  # the settings of each way to answer, plain or speculative
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,35 +50,48 @@ def run(
         missing = [item for item in items if (number, item.name) not in log.done]
         if not missing:
             continue
-        with progress.stage(f"round {number + 1} of {rounds}") as advance, ExitStack() as stack:
-            runtimes = {c.name: stack.enter_context(c.start()) for c in contenders}
-            _answered(runtimes, missing[0], ways, number, 0)
-            for turn, item in enumerate(missing):
-                entry = _answered(runtimes, item, ways, number, turn)
-                log.add(entry)
-                if entry.left_out:
-                    progress.note(entry.left_out)
-                advance(turn + 1, len(missing))
+        with progress.stage(f"round {number + 1} of {rounds}") as advance:
+            for first in range(0, len(missing), PROMPTS_A_PROCESS):
+                process = log.processes
+                with ExitStack() as stack:
+                    runtimes = {c.name: stack.enter_context(c.start()) for c in turned(contenders, process)}
+                    _answered(runtimes, missing[first], ways, number, process, 0)
+                    for turn, item in enumerate(missing[first : first + PROMPTS_A_PROCESS]):
+                        entry = _answered(runtimes, item, ways, number, process, turn)
+                        log.add(entry)
+                        if entry.left_out:
+                            progress.note(entry.left_out)
+                        advance(first + turn + 1, len(missing))
 
 
-def _answered(runtimes: Mapping[str, Any], item: Item, ways: Ways, number: int, turn: int) -> Entry:
+def turned(order: Sequence[T], number: int) -> Sequence[T]:
+    """The order, turned round where the number is odd."""
+    return order[:: -1 if number % 2 else 1]
+
+
+def _answered(
+    runtimes: Mapping[str, Any], item: Item, ways: Ways, number: int, process: int, turn: int
+) -> Entry:
     """One prompt, answered in every way by every contender; the order turns round from prompt to prompt."""
     samples: dict[str, list[Sample]] = {name: [] for name in runtimes}
     traces: dict[str, list[Traced]] = {name: [] for name in runtimes}
-    order = [(way, name) for way in ways for name in runtimes]
+    order = [(way, name) for way in ways for name in sorted(runtimes)]
     try:
-        for way, name in order[:: -1 if (turn + number) % 2 else 1]:
-            sample, events = answer(runtimes[name], item, way, ways[way], number)
+        for way, name in turned(order, turn + number):
+            sample, events = answer(runtimes[name], item, way, ways[way], number, process)
             samples[name].append(sample)
             if way == SPECULATIVE and number == 0:
                 traces[name].append(Traced(item.name, item.category, events))
     except InputError as error:
-        return Entry(number, item.name, f"{item.name} is left out: {error.message}", {}, {})
+        left_out = f"{item.name} is left out: {error.message}"
+        return Entry(number, process, item.name, left_out, {}, {})
     done = {name: tuple(found) for name, found in samples.items()}
-    return Entry(number, item.name, "", done, {name: tuple(found) for name, found in traces.items()})
+    return Entry(number, process, item.name, "", done, {name: tuple(found) for name, found in traces.items()})
 
 
-def answer(runtime: Any, item: Item, way: str, settings: Any, number: int) -> tuple[Sample, tuple[Any, ...]]:
+def answer(
+    runtime: Any, item: Item, way: str, settings: Any, number: int, process: int
+) -> tuple[Sample, tuple[Any, ...]]:
     """One answer of a new session: what it took, and the runtime's record of it."""
     session, trace = runtime.session(), io.StringIO()
     try:
@@ -87,6 +103,7 @@ def answer(runtime: Any, item: Item, way: str, settings: Any, number: int) -> tu
         prompt=item.name,
         category=item.category,
         round=number,
+        process=process,
         way=way,
         drafted_by_position=tuple(stats["drafted_by_position"]),
         accepted_by_position=tuple(stats["accepted_by_position"]),

@@ -132,12 +132,12 @@ def texts_different(samples: Sequence[Sample]) -> tuple[str, ...]:
     )
 
 
-def memory_by_round(report: Report) -> dict[int, int]:
-    """Peak bytes of the runtime's process; each round has a process of its own."""
-    rounds: dict[int, int] = {}
+def memory_by_process(report: Report) -> dict[int, int]:
+    """Peak bytes of each of the runtime's processes."""
+    peaks: dict[int, int] = {}
     for s in report.samples:
-        rounds[s.round] = max(rounds.get(s.round, 0), s.bytes_memory)
-    return rounds
+        peaks[s.process] = max(peaks.get(s.process, 0), s.bytes_memory)
+    return peaks
 
 
 def parts(report: Report) -> tuple[Part, ...]:

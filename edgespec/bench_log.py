@@ -1,6 +1,6 @@
 """A benchmark's record: a JSON line for each prompt that every contender has answered, so that it can go on.
 
-OUTPUT.part     {"schema": ..., "run": ..., "settings": ...}, then {"round": ..., "prompt": ..., ...}
+OUTPUT.part     {"schema": ..., "run": ..., "settings": ...}, then {"round": ..., "process": ..., ...}
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ from edgespec.errors import BundleError, InputError
 from edgespec.evaluation_log import short, whole_lines
 from edgespec.spec import from_json
 
-SCHEMA = "edgespec.bench-log/1"
+SCHEMA = "edgespec.bench-log/2"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One prompt in one round: each contender's samples and traces, or why the prompt was left out."""
+    """One prompt in one round: each contender's samples and traces, or why the prompt was left out.
+
+    `process`: each contender's how-manieth process of the benchmark answered.
+    """
 
     round: int
+    process: int
     prompt: str
     left_out: str
     samples: dict[str, tuple[Sample, ...]]
@@ -53,6 +57,11 @@ class BenchLog:
                 path.write_text(json.dumps(self.head) + "\n", encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be used: {error}", "choose another output with -o") from None
+
+    @property
+    def processes(self) -> int:
+        """How many processes of each contender have answered so far."""
+        return 1 + max((entry.process for entry in self.done.values()), default=-1)
 
     def add(self, entry: Entry) -> None:
         """Note a finished prompt; it is on disk when this returns."""

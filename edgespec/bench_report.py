@@ -17,7 +17,7 @@ from edgespec.errors import BundleError, InputError
 from edgespec.files import written_whole
 from edgespec.spec import CacheSpec, ModelSpec, from_json
 
-SCHEMA = "edgespec.report/1"
+SCHEMA = "edgespec.report/2"
 PLAIN, SPECULATIVE = "plain", "speculative"
 AGAIN = "make it again: edgespec bench BUNDLE -o {}"
 
@@ -135,12 +135,13 @@ class BenchSettings:
 @dataclass(frozen=True)
 class Sample:
     """One prompt answered once. `text_sha256` is over the answer's token ids; `c` the draft's bytes a call
-    over the target's; `bytes_memory` the process's peak so far.
+    over the target's; `process` which of its contender's processes answered, `bytes_memory` its peak so far.
     """
 
     prompt: str
     category: str
     round: int
+    process: int
     way: str
     tokens_prompt: int
     tokens_new: int

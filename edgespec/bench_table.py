@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edgespec.bench_figures import Figures, figures, memory_by_round, parts, scaled, texts_different
+from edgespec.bench_figures import Figures, figures, memory_by_process, parts, scaled, texts_different
 from edgespec.bench_report import Report
 from edgespec.rendering import grid, printed
 from edgespec.samples import Spread, spread
@@ -125,7 +125,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
     e, s = report.environment, report.settings
     loads = [sample.load for sample in report.samples]
     warmth = [sample.temperature_c for sample in report.samples if sample.temperature_c is not None]
-    peaks = spread([float(peak) for peak in memory_by_round(report).values()])
+    peaks = spread([float(peak) for peak in memory_by_process(report).values()])
     heat = f"{min(warmth):.0f}..{max(warmth):.0f} degrees C" if warmth else "not readable"
     return [
         (
@@ -143,9 +143,9 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("temperature", heat),
         ("governor", e.governor or "not readable"),
         ("prompts", f"{s.prompts} of {s.suite}, {s.prompts_sha256[:12]}, at most {s.tokens} tokens each"),
-        ("rounds", f"{s.rounds}, each in new processes after {s.warm_up} warm-up prompt"),
+        ("rounds", f"{s.rounds}; {peaks.n} processes, each after {s.warm_up} warm-up prompt"),
         ("drafts", f"drafter {s.drafter}, stop rule {s.stop_rule}, costs: {s.costs}"),
-        ("peak memory", spread_cell(peaks, ",.0f", 2**-20) + " MiB, of the process, by round"),
+        ("peak memory", spread_cell(peaks, ",.0f", 2**-20) + " MiB, by process"),
         ("packages", ", ".join(f"{name} {version}" for name, version in e.packages.items())),
     ]
 

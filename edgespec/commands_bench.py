@@ -18,7 +18,7 @@ from edgespec.errors import InputError
 from edgespec.progress import Progress
 
 NEW, BASE = "new", "base"
-WARM_UP = 1  # prompts before every round that count for nothing
+WARM_UP = 1  # prompts of every new process that count for nothing
 
 
 def bench(config: BenchConfig, as_json: bool, progress: Progress) -> int:

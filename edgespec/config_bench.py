@@ -22,7 +22,7 @@ class _Measuring:
     prompts: str | None = flag("file of prompts instead: .jsonl, .json, .csv or .txt", None, kw_only=True)
     limit: int = flag("most prompts, balanced over their categories; 0: all", 0, kw_only=True)
     tokens: int = flag("most tokens of one answer", 128, kw_only=True)
-    rounds: int = flag("times that every prompt is answered, each in new processes", 3, kw_only=True)
+    rounds: int = flag("times that every prompt is answered; eight prompts a process", 3, kw_only=True)
     threads: int = flag(THREADS, 0, kw_only=True)
     drafter: str = flag("who drafts", "auto", kw_only=True, choices=("auto", "draft", "ngram", "both"))
     stop_rule: str = flag(

@@ -3,7 +3,8 @@
 Three kinds of figures, judged differently:
 - counted and predicted (bytes of a call; a trace replayed under a profile): they are exact, any worse figure
   is a regression;
-- measured: only of reports that were measured in turns, as pairs, by an interval of the paired ratio;
+- measured: only of reports that were measured in turns, by an interval of the paired ratio. The pairs are
+  processes, not prompts: what one process answers shares its luck, and is no independent evidence;
 - block efficiency: follows from the tokens accepted, which another processor's arithmetic may change, so
   paired by prompt and judged with a tolerance, wherever it was measured.
 """
@@ -13,9 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import geometric_mean
 
-from edgespec.bench_figures import SHORTEST, by_key, memory_by_round
+from edgespec.bench_figures import SHORTEST, by_key, memory_by_process
 from edgespec.bench_report import PLAIN, SPECULATIVE, Report, Sample
 from edgespec.gate_facts import Exact, counted, notes, refuse_different, texts
 from edgespec.samples import CONFIDENCE, interval, median, midmean
@@ -101,35 +101,33 @@ def _row(e: Exact, change: float | None, verdict: str, reason: str) -> Row:
 
 
 def measured(base: Report, new: Report, rules: Rules) -> list[Row]:
-    """Speeds, time to the first token and memory, by prompt; judged only where the runs took turns."""
+    """Speeds, time to the first token and memory, by process; judged only where the runs took turns."""
     together = base.run == new.run
     rows = []
     for way in (PLAIN, SPECULATIVE):
-        pairs = by_prompt(base, new, (way,), lambda s: s.time_decode_s / max(s.tokens_decoded, 1), SHORTEST)
+        pairs = by_process(base, new, (way,), lambda s: s.time_decode_s / max(s.tokens_decoded, 1), SHORTEST)
         rows.append(paired(f"{way} decoding, s/token", "s", "less", pairs, rules.fail_over, together))
-    pairs = by_prompt(base, new, (PLAIN, SPECULATIVE), lambda s: s.time_first_token_s, 0)
+    pairs = by_process(base, new, (PLAIN, SPECULATIVE), lambda s: s.time_first_token_s, 0)
     rows.append(paired("time to first token", "s", "less", pairs, rules.fail_over, together))
-    peaks, theirs = memory_by_round(base), memory_by_round(new)
+    peaks, theirs = memory_by_process(base), memory_by_process(new)
     both = [(float(peak), float(theirs[n])) for n, peak in peaks.items() if peak and theirs.get(n)]
     rows.append(paired("peak memory of the process", "bytes", "less", both, rules.fail_over, together))
     return rows
 
 
-def by_prompt(
+def by_process(
     base: Report, new: Report, ways: Sequence[str], figure: Callable[[Sample], float], shortest: int
 ) -> list[tuple[float, float]]:
-    """Base and new figure of each prompt; their ratio is the geometric mean over rounds and ways."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    """Base and new figure of each process; their ratio is the middle of its prompts' ratios, in all ways."""
+    found: dict[int, list[tuple[float, float]]] = {}
     for way in ways:
         theirs = by_key(new.samples, way)
         for key, s in by_key(base.samples, way).items():
             other = theirs.get(key)
             if other and min(s.tokens_decoded, other.tokens_decoded) >= shortest:
-                found.setdefault(key[0], []).append((figure(s), figure(other)))
+                found.setdefault(s.process, []).append((figure(s), figure(other)))
     whole = ([(a, b) for a, b in pairs if a > 0 and b > 0] for pairs in found.values())
-    both = (
-        (median([a for a, _ in pairs]), geometric_mean([b / a for a, b in pairs])) for pairs in whole if pairs
-    )
+    both = ((median([a for a, _ in pairs]), midmean([b / a for a, b in pairs])) for pairs in whole if pairs)
     return [(a, a * ratio) for a, ratio in both]
 
 

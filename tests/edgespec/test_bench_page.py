@@ -45,7 +45,7 @@ def test_the_facts_of_a_measurement_are_told() -> None:
     told = dict(facts(WHOLE))
     assert told["load"] == "0.3 at the start, 0.5..0.5 while measuring"
     assert told["temperature"] == "45..45 degrees C" and told["governor"] == "performance"
-    assert told["rounds"] == "2, each in new processes after 1 warm-up prompt"
+    assert told["rounds"] == "2; 2 processes, each after 1 warm-up prompt"
     assert told["peak memory"].startswith("300 [300, 300] (300..300) n=2 MiB")
     hidden = replace(WHOLE.environment, governor="")
     samples = tuple(replace(s, temperature_c=None, load=2.5) for s in WHOLE.samples)

@@ -37,7 +37,7 @@ def judge(base: Report, new: Report, **rules: float) -> Verdict:
     return compare(base, new, predicted(base.predicted, new.predicted), Rules(**rules))
 
 
-def test_the_same_report_is_unchanged_but_for_too_few_pairs_of_memory() -> None:
+def test_the_same_report_is_unchanged() -> None:
     verdict = judge(report(9), report(9))
     assert verdict.passed and verdict.of(IMPROVEMENT) == verdict.of(UNKNOWN) == ()
     assert len(verdict.of(UNCHANGED)) == len(verdict.rows)
@@ -123,11 +123,31 @@ def test_an_undecided_figure_says_how_many_pairs_would_tell() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_true_slow_down_of_5_percent_is_found_with_enough_pairs(seed: int) -> None:
-    """The suite's 65 prompts, three rounds, pairs that scatter by 4 %."""
+    """The suite's 65 prompts in three rounds, by 27 processes; pairs that scatter by 4 %."""
     base, new = report(65, 3, seed, 0.03), report(65, 3, 99 + seed, 0.03, slower=1.05)
     found = row(judge(base, new), "plain decoding, s/token")
-    assert (found.verdict, found.pairs) == (REGRESSION, 65)
+    assert (found.verdict, found.pairs) == (REGRESSION, 27)
     assert found.low is not None and found.high is not None and 0.03 < found.low < 0.05 < found.high
+
+
+@pytest.mark.parametrize(("prompts", "rounds", "processes"), [(65, 1, 9), (65, 3, 27)])
+def test_the_luck_of_processes_is_no_regression(prompts: int, rounds: int, processes: int) -> None:
+    """One round of 65 prompts once called a bundle 8 % slower than itself: its prompts shared a process."""
+    found = []
+    for seed in range(60):
+        base, new = (report(prompts, rounds, 2 * seed + i, 0.02, luck=0.06) for i in (0, 1))
+        found.append(row(judge(base, new), "plain decoding, s/token"))
+    lows = [r.low for r in found if r.low is not None]
+    assert {r.pairs for r in found} == {processes}
+    assert [r.verdict for r in found].count(REGRESSION) <= 1
+    assert sum(low > 0 for low in lows) <= 2
+
+
+def test_one_process_of_each_is_not_enough() -> None:
+    verdict = judge(report(8), report(8, slower=1.2))
+    assert verdict.passed
+    found = row(verdict, "plain decoding, s/token")
+    assert (found.verdict, found.reason) == (UNKNOWN, "1 pairs, fewer than 8")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +184,8 @@ def test_block_efficiency_is_judged_wherever_it_was_measured() -> None:
 
 
 def test_answers_too_short_to_time_are_no_pairs() -> None:
-    short = replace(report(9), samples=tuple(sample("qa/1", PLAIN, 0, 0.1, tokens_new=3) for _ in range(2)))
+    samples = tuple(sample("qa/1", PLAIN, 0, 0, 0.1, tokens_new=3) for _ in range(2))
+    short = replace(report(9), samples=samples)
     found = row(judge(short, short), "plain decoding, s/token")
     assert (found.verdict, found.reason, found.pairs) == (UNKNOWN, "no pair of samples", 0)
 

@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from typing import Any, get_type_hints
 
+from edgespec.bench import PROMPTS_A_PROCESS
 from edgespec.bench_report import (
     PLAIN,
     SPECULATIVE,
@@ -55,7 +56,7 @@ def counted(name: str, bytes_weights: int = 1000) -> Counted:
     return Counted(facts, steps, (CountedPolicy("commit", 16, 64),))
 
 
-def sample(prompt: str, way: str, number: int, decode_s: float, **more: Any) -> Sample:
+def sample(prompt: str, way: str, number: int, process: int, decode_s: float, **more: Any) -> Sample:
     """21 tokens: 20 decoded, in 10 verify calls where it speculates."""
     speculative = way == SPECULATIVE
     given: dict[str, Any] = {
@@ -65,7 +66,8 @@ def sample(prompt: str, way: str, number: int, decode_s: float, **more: Any) -> 
         "time_graphs_s": 0.9 * (decode_s + 0.1), "c": 0.25, "bytes_memory": 300 * 2**20, "load": 0.5,
         "temperature_c": 45.0, "text_sha256": "same",
     }  # fmt: skip
-    return Sample(prompt, prompt.split("/")[0], number, way, **{"time_decode_s": decode_s, **given, **more})
+    given |= {"time_decode_s": decode_s, **more}
+    return Sample(prompt, prompt.split("/")[0], number, process, way, **given)
 
 
 def traced(prompt: str) -> Traced:
@@ -91,21 +93,34 @@ def prediction(profile: str, speed: float = 30.0) -> Prediction:
 
 
 def report(
-    prompts: int = 3, rounds: int = 1, seed: int = 0, noise: float = 0.0, slower: float = 1.0, **more: Any
+    prompts: int = 3,
+    rounds: int = 1,
+    seed: int = 0,
+    noise: float = 0.0,
+    slower: float = 1.0,
+    luck: float = 0.0,
+    **more: Any,
 ) -> Report:
-    """Plain decoding takes 50 ms a token, speculative 25 ms, both `slower` times; noise is log-normal."""
+    """Plain decoding takes 50 ms a token, speculative 25 ms, both `slower` times; noise is log-normal.
+
+    `luck`: that of a process, for all that it answers.
+    """
     chance = random.Random(seed)
     names = [f"{CATEGORIES[i % 3]}/{i // 3 + 1}" for i in range(prompts)]
-    samples = tuple(
-        sample(name, way, number, (1.0 if way == PLAIN else 0.5) * slower * chance.lognormvariate(0, noise))
-        for number in range(rounds)
-        for name in names
-        for way in (PLAIN, SPECULATIVE)
-    )
+    samples: list[Sample] = []
+    for number in range(rounds):
+        for i, name in enumerate(names):
+            if i % PROMPTS_A_PROCESS == 0:
+                process = samples[-1].process + 1 if samples else 0
+                shift = slower * chance.lognormvariate(0, luck)
+            for way, time_s in ((PLAIN, 1.0), (SPECULATIVE, 0.5)):
+                took = time_s * shift * chance.lognormvariate(0, noise)
+                samples.append(sample(name, way, number, process, took))
     models = (model_facts("target"), model_facts("draft"))
     whole = Report(
         "run", "2026-01-02T03:04:05Z", ENVIRONMENT, BundleFacts("x.bundle", "cpu", "m" * 64, models),
         (counted("target"), counted("draft")), replace(SETTINGS, prompts=prompts, rounds=rounds), (),
-        (prediction("phone-a"), prediction("phone-b", 20.0)), samples, tuple(traced(name) for name in names),
+        (prediction("phone-a"), prediction("phone-b", 20.0)), tuple(samples),
+        tuple(traced(name) for name in names),
     )  # fmt: skip
     return replace(whole, **more)
