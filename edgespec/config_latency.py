@@ -38,15 +38,15 @@ class EstimateConfig:
         check_file("trace", self.trace)
         if self.be is not None and self.acceptance is not None:
             raise InputError("be and acceptance say the same thing", "give --be or --acceptance")
-        if self.be is not None:
-            between("be", self.be, 1, self.width)
-        if self.acceptance is not None:
-            between("acceptance", self.acceptance, 0, 1)
         speculates = self.be is not None or self.acceptance is not None
         if (self.width > 1 or self.draft or self.search) and not speculates:
             raise InputError("how much is accepted is not said", "give --be 2.2 or --acceptance 0.6")
         if speculates and self.width == 1:
             raise InputError("nothing is drafted at width 1", "give --width 4")
+        if self.be is not None:
+            between("be", self.be, 1, self.width)
+        if self.acceptance is not None:
+            between("acceptance", self.acceptance, 0, 1)
         if self.ray and not self.search:
             raise InputError("ray is given without a search", "add --search, or leave --ray out")
         if self.trace is not None and (speculates or self.draft or self.search):

@@ -34,7 +34,8 @@ from edgespec.spec import STEPS, GraphSpec, ModelEntry
 
 NEAR = 0.1  # nats between two widths whose kernels round otherwise (seen: 0.025, with 8-bit activations)
 LEAST_LIKENESS = 0.98  # cosine of a context row and the checkpoint's; int4 has 0.99, another token's about 0
-LARGEST_DIFFERENCE = 1e-4  # |Δlogit| of an fp32 graph against Transformers
+LARGEST_DIFFERENCE = 1e-4  # |Δlogit| of an fp32 graph against Transformers, or, of large logits,
+LARGEST_SHARE = 1e-5  # of the largest one: Transformers' own fp32 angles move SmolLM2's logits (to 41) by 2.4e-4
 PERPLEXITY_GATE = 0.03  # a quantised target's perplexity above fp32
 PROMPTS = (
     "What is the capital of France?",
@@ -194,18 +195,15 @@ def check_numbers(
     figures = compare(entry, runner, model, tokens, all_ids, advance)
     findings.append(judged(entry, figures, exact))
     if exact and entry.cache.policy != "none":
-        difference, evictions = compare_evicting(
+        difference, largest, evictions = compare_evicting(
             entry, engine(bundle.path, entry), checkpoint.load_model(), tokens, ids
         )
         detail = (
             f"|Δlogit| {difference:.1e} against a PyTorch cache over {evictions} evictions "
-            f"(at most {LARGEST_DIFFERENCE})"
+            f"(at most {allowed(largest):.1e})"
         )
-        findings.append(
-            Finding(
-                f"{entry.name} eviction", difference <= LARGEST_DIFFERENCE, detail, {"difference": difference}
-            )
-        )
+        passed = difference <= allowed(largest)
+        findings.append(Finding(f"{entry.name} eviction", passed, detail, {"difference": difference}))
     return findings
 
 
@@ -225,10 +223,20 @@ def judged(entry: ModelEntry, f: Figures, exact: bool) -> Finding:
     )
     passed = True
     if exact:
-        passed, detail = f.difference <= LARGEST_DIFFERENCE, f"{detail} (at most {LARGEST_DIFFERENCE})"
+        limit = allowed(f.largest)
+        passed, detail = f.difference <= limit, f"{detail} (at most {limit:.1e})"
     elif entry.name == "target":
         passed, detail = rise <= PERPLEXITY_GATE, f"{detail} (at most {PERPLEXITY_GATE:+.0%})"
     return Finding(f"{entry.name} numbers", passed, detail, asdict(f))
+
+
+def allowed(largest: float) -> float:
+    """How far an fp32 graph's logits may be from logits of up to this size.
+
+    Both round. Against fp64 with exact angles, which our tables hold, SmolLM2's graphs are off by up to 1.0e-4 at
+    position 313 and Transformers in fp32 by 2.4e-4 at position 983: it computes the angles in fp32.
+    """
+    return max(LARGEST_DIFFERENCE, LARGEST_SHARE * largest)
 
 
 def find_source(

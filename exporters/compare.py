@@ -24,13 +24,14 @@ ROUNDING = 1e-5  # of the largest score, between a score in a graph and the same
 
 @dataclass(frozen=True)
 class Figures:
-    """What a comparison over a text gave; logarithms are natural."""
+    """What a comparison over a text gave; logarithms are natural. `largest`: |logit| of the source."""
 
     perplexity: float
     perplexity_source: float
     kl: float
     agreement: float
     difference: float
+    largest: float
     tokens: int
 
 
@@ -45,7 +46,7 @@ def compare(
     windows = [tokens[i : i + size] for i in range(0, min(len(tokens), MOST_TOKENS) - size + 1, size)]
     rows = row_of(entry.spec.vocab, ids)
     loss = np.zeros(2)
-    kl = agree = difference = 0.0
+    kl = agree = difference = largest = 0.0
     count = scored = 0
     for done, window in enumerate(windows):
         with torch.no_grad():
@@ -58,6 +59,7 @@ def compare(
             kl += float((log_theirs.exp() * (log_theirs - log_ours)).sum())
             agree += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
             difference = max(difference, float((ours - theirs).abs().max()))
+            largest = max(largest, float(theirs.abs().max()))
             count += len(logits)
             following = rows[list(window[start + 1 : start + 1 + len(logits)])]
             here = torch.arange(len(following))[following >= 0]
@@ -66,7 +68,7 @@ def compare(
             scored += len(here)
             advance(done * size + start, len(windows) * size)
     perplexity, perplexity_source = (float(x) for x in np.exp(loss / max(scored, 1)))
-    return Figures(perplexity, perplexity_source, kl / count, agree / count, difference, count)
+    return Figures(perplexity, perplexity_source, kl / count, agree / count, difference, largest, count)
 
 
 def context_tokens(tokens: Sequence[int], ids: np.ndarray, rows: int) -> np.ndarray:
@@ -110,8 +112,9 @@ def calls(engine: Any, tokens: Sequence[int]) -> Any:
 
 def compare_evicting(
     entry: ModelEntry, engine: Any, model: Any, tokens: Sequence[int], ids: np.ndarray | None
-) -> tuple[float, int]:
-    """The largest |Δlogit| over a text that evicts (at most twice), against the same rule on PyTorch tensors.
+) -> tuple[float, float, int]:
+    """The largest |Δlogit| over a text that evicts (at most twice), against the same rule on PyTorch tensors;
+    the largest |logit| of these, and how often they evict.
 
     The reference keeps exactly M rows a layer, one token a call, and shares only the commit's scores with
     the graphs.
@@ -134,7 +137,7 @@ def compare_evicting(
     for start, logits in calls(engine, tokens):
         theirs = torch.stack(want[start : start + len(logits)])
         difference = max(difference, float((torch.from_numpy(logits) - theirs).abs().max()))
-    return difference, state.evictions
+    return difference, float(torch.stack(want).abs().max()), state.evictions
 
 
 def turn_of(model: Any, block: int) -> Turn:

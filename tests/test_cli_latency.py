@@ -73,7 +73,7 @@ def test_the_same_bytes_twice(config: str, capsys: pytest.CaptureFixture[str]) -
         (["--profile", "snapdragon-8-elit"], "no profile is called 'snapdragon-8-elit'"),
         (["--precision", "w3"], "unknown precision 'w3'"),
         (["--width", "4"], "how much is accepted is not said"),
-        (["--be", "2"], "be 2.0 is not 1 to 1"),
+        (["--be", "2"], "nothing is drafted at width 1"),
         (["--acceptance", "0.5"], "nothing is drafted at width 1"),
         (["--be", "nan", "--width", "4"], "be nan is not 1 to 4"),
         (["--be", "2", "--acceptance", "0.5", "--width", "4"], "be and acceptance say the same thing"),
