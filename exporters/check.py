@@ -35,7 +35,7 @@ from edgespec.spec import STEPS, GraphSpec, ModelEntry
 NEAR = 0.1  # nats between two widths whose kernels round otherwise (seen: 0.025, with 8-bit activations)
 LEAST_LIKENESS = 0.98  # cosine of a context row and the checkpoint's; int4 has 0.99, another token's about 0
 LARGEST_DIFFERENCE = 1e-4  # |Δlogit| of an fp32 graph against Transformers, or, of large logits,
-LARGEST_SHARE = 1e-5  # of the largest one: Transformers' own fp32 angles move SmolLM2's logits (to 41) by 2.4e-4
+LARGEST_SHARE = 1e-5  # of the largest one (`allowed` says why)
 PERPLEXITY_GATE = 0.03  # a quantised target's perplexity above fp32
 PROMPTS = (
     "What is the capital of France?",
@@ -233,8 +233,8 @@ def judged(entry: ModelEntry, f: Figures, exact: bool) -> Finding:
 def allowed(largest: float) -> float:
     """How far an fp32 graph's logits may be from logits of up to this size.
 
-    Both round. Against fp64 with exact angles, which our tables hold, SmolLM2's graphs are off by up to 1.0e-4 at
-    position 313 and Transformers in fp32 by 2.4e-4 at position 983: it computes the angles in fp32.
+    Both round. Against fp64 with exact angles, which our tables hold, SmolLM2's graphs (logits to 41) are off
+    by up to 1.0e-4, at position 313, and Transformers in fp32 by 2.4e-4, at 983: its angles are fp32.
     """
     return max(LARGEST_DIFFERENCE, LARGEST_SHARE * largest)
 
