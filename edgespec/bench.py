@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from edgespec.bench_log import BenchLog, Entry
@@ -44,21 +44,24 @@ def run(
     rounds: int,
     log: BenchLog,
     progress: Progress,
+    device: str = "",
 ) -> None:
-    """Answer what the log lacks, and note it there."""
+    """Answer what the log lacks, and note it there; the traces only where a device's costs end the drafts."""
     for number in range(rounds):
-        missing = [item for item in items if (number, item.name) not in log.done]
+        missing = [item for item in items if (device, number, item.name) not in log.done]
         if not missing:
             continue
-        with progress.stage(f"round {number + 1} of {rounds}") as advance:
+        title = f"drafts as {device} ends them" if device else f"round {number + 1} of {rounds}"
+        with progress.stage(title) as advance:
             for first in range(0, len(missing), PROMPTS_A_PROCESS):
                 process = log.processes
                 with ExitStack() as stack:
                     runtimes = {c.name: stack.enter_context(c.start()) for c in turned(contenders, process)}
-                    _answered(runtimes, missing[first], ways, number, process, 0)
+                    if not device:
+                        _answered(runtimes, missing[first], ways, number, process, 0)
                     for turn, item in enumerate(missing[first : first + PROMPTS_A_PROCESS]):
                         entry = _answered(runtimes, item, ways, number, process, turn)
-                        log.add(entry)
+                        log.add(replace(entry, device=device, samples={}) if device else entry)
                         if entry.left_out:
                             progress.note(entry.left_out)
                         advance(first + turn + 1, len(missing))
@@ -84,9 +87,10 @@ def _answered(
                 traces[name].append(Traced(item.name, item.category, events))
     except InputError as error:
         left_out = f"{item.name} is left out: {error.message}"
-        return Entry(number, process, item.name, left_out, {}, {})
+        return Entry("", number, process, item.name, left_out, {}, {})
     done = {name: tuple(found) for name, found in samples.items()}
-    return Entry(number, process, item.name, "", done, {name: tuple(found) for name, found in traces.items()})
+    found = {name: tuple(of_one) for name, of_one in traces.items()}
+    return Entry("", number, process, item.name, "", done, found)
 
 
 def answer(
@@ -125,4 +129,4 @@ def _event(line: str) -> dict[str, Any]:
 def entries(log: BenchLog, items: Sequence[Item]) -> list[Entry]:
     """What was answered or left out, in the order of rounds and prompts."""
     order = {item.name: i for i, item in enumerate(items)}
-    return sorted(log.done.values(), key=lambda e: (e.round, order[e.prompt]))
+    return sorted(log.done.values(), key=lambda e: (e.device, e.round, order[e.prompt]))

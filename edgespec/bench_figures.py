@@ -143,7 +143,7 @@ def memory_by_process(report: Report) -> dict[int, int]:
 def parts(report: Report) -> tuple[Part, ...]:
     """Where the traced answers' time went, as measured; the largest part first."""
     calls: dict[str, list[float]] = {}
-    for event in (event for traced in report.traces for event in traced.events):
+    for event in (event for traced in report.traces if not traced.device for event in traced.events):
         for model, kind, _, _, us in event.get("calls", ()):
             calls.setdefault(f"{model} {kind}", []).append(us * 1e-6)
     found = [Part(name, len(times), sum(times)) for name, times in calls.items()]

@@ -1,6 +1,6 @@
 """A benchmark's record: a JSON line for each prompt that every contender has answered, so that it can go on.
 
-OUTPUT.part     {"schema": ..., "run": ..., "settings": ...}, then {"round": ..., "process": ..., ...}
+OUTPUT.part     {"schema": ..., "run": ..., "settings": ...}, then {"device": ..., "round": ..., ...}
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ SCHEMA = "edgespec.bench-log/2"
 class Entry:
     """One prompt in one round: each contender's samples and traces, or why the prompt was left out.
 
+    `device`: whose predicted call costs ended the drafts, for the traces alone; empty where it was measured.
     `process`: each contender's how-manieth process of the benchmark answered.
     """
 
+    device: str
     round: int
     process: int
     prompt: str
@@ -42,7 +44,7 @@ class BenchLog:
 
     def __init__(self, path: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         self.path = path
-        self.done: dict[tuple[int, str], Entry] = {}
+        self.done: dict[tuple[str, int, str], Entry] = {}
         self.head: dict[str, Any] = {
             "schema": SCHEMA,
             "run": uuid.uuid4().hex,
@@ -69,7 +71,7 @@ class BenchLog:
             file.write(json.dumps(asdict(entry), allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.done[entry.round, entry.prompt] = entry
+        self.done[entry.device, entry.round, entry.prompt] = entry
 
     def remove(self) -> None:
         """The report is written: the record has no use any more."""
@@ -94,4 +96,4 @@ class BenchLog:
                     hint,
                 )
         self.head = head
-        self.done = {(e.round, e.prompt): e for e in entries}
+        self.done = {(e.device, e.round, e.prompt): e for e in entries}

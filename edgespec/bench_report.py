@@ -19,6 +19,7 @@ from edgespec.spec import CacheSpec, ModelSpec, from_json
 
 SCHEMA = "edgespec.report/2"
 PLAIN, SPECULATIVE = "plain", "speculative"
+DEVICE = "profile "  # how a trace's table of call costs begins that was predicted for a device
 AGAIN = "make it again: edgespec bench BUNDLE -o {}"
 
 
@@ -171,6 +172,12 @@ class Traced:
     prompt: str
     category: str
     events: tuple[dict[str, Any], ...]
+
+    @property
+    def device(self) -> str:
+        """The device whose predicted call costs ended its drafts; empty where the runtime's own did."""
+        table = str(self.events[0].get("table", "")) if self.events else ""
+        return table.removeprefix(DEVICE) if table.startswith(DEVICE) else ""
 
 
 @dataclass(frozen=True)

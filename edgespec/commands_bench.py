@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -77,10 +77,12 @@ def compare(config: CompareConfig, as_json: bool, progress: Progress) -> int:
     return 0 if verdict.passed else 1
 
 
-def opened(bundle: Any, threads: int, progress: Progress, command: Sequence[str] = ()) -> Any:
-    """The runtime of a bundle; `command` starts another binary than ours."""
+def opened(
+    bundle: Any, threads: int, progress: Progress, command: Sequence[str] = (), costs: Path | None = None
+) -> Any:
+    """The runtime of a bundle; `command` starts another binary, `costs` is another table of call costs."""
     runtime_type = load("edgespec.runtime.session", "Runtime", extra="onnx")
-    return runtime_type.open(bundle.path, threads, command=command, note=progress.note)
+    return runtime_type.open(bundle.path, threads, command=command, note=progress.note, costs=costs)
 
 
 def _replayed(base: Any, new: Any, wanted: Sequence[str], progress: Progress) -> list[Any]:
@@ -134,12 +136,35 @@ def _measured(config: BenchConfig, progress: Progress) -> tuple[Any, dict[str, A
     run(
         [Contender(name, start) for name, start in starts.items()], chosen, ways, config.rounds, log, progress
     )
+    if config.stop_rule == "cost":
+        for profile in config.profile:
+            _decided(config, profile, bundles, chosen, ways[SPECULATIVE], log, progress)
     reports = {}
     for name, bundle in bundles.items():
         with progress.stage(f"predictions of the {name} bundle"):
             given = {**settings, "costs": costs[name]}
             reports[name] = _report(name, bundle, manifests[name], given, log, chosen, profiles, progress)
     return log, reports
+
+
+def _decided(
+    config: BenchConfig, profile: str, bundles: Any, chosen: Any, how: Any, log: Any, progress: Progress
+) -> None:
+    """Every prompt once more, its drafts ended by a device's predicted costs: so it would decode there."""
+    from edgespec.bench import Contender, run
+    from edgespec.bench_report import SPECULATIVE
+    from edgespec.commands_latency import predicted_costs
+    from edgespec.profiles import load as profile_of
+
+    contenders = []
+    with ExitStack() as stack:
+        for name, bundle in bundles.items():
+            try:
+                costs = stack.enter_context(predicted_costs(str(bundle.path), profile))
+            except InputError:  # it lacks the bundle's arithmetic, which its prediction will say
+                return
+            contenders.append(Contender(name, partial(_start, config, name, bundle, progress, costs)))
+        run(contenders, chosen, {SPECULATIVE: how}, 1, log, progress, profile_of(profile).name)
 
 
 def _report(
@@ -185,13 +210,14 @@ def _report(
     )
 
 
-def _start(config: BenchConfig, name: str, bundle: Any, progress: Progress) -> Any:
+def _start(config: BenchConfig, name: str, bundle: Any, progress: Progress, costs: Path | None = None) -> Any:
     """A contender's runtime; a base's own binary gets the table of call costs that ours would."""
     command: list[str] = []
     if name == BASE and config.against_binary:
+        command = [config.against_binary]
         table = load("edgespec.runtime.session", "table_of", extra="onnx")(bundle.path)
-        command = [config.against_binary, *(["--table", str(table)] if table.is_file() else [])]
-    return opened(bundle, config.threads, progress, command)
+        costs = costs or (table if table.is_file() else None)
+    return opened(bundle, config.threads, progress, command, costs)
 
 
 def machine(starts: Mapping[str, Callable[[], Any]]) -> tuple[Any, dict[str, str]]:

@@ -37,7 +37,7 @@ class BenchConfig(_Measuring):
 
     output: str = flag("file of the report; a run that was stopped goes on there", short="-o")
     profile: tuple[str, ...] = flag(
-        "devices to predict for, or .toml files (default: all that are known)", ()
+        "devices to predict for, by drafts that their costs end, or .toml files (default: all, by ours)", ()
     )
     html: str | None = flag("file of a page with tables and plots", None)
     against: str | None = flag("base bundle to measure in turns with this one", None)

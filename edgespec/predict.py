@@ -47,9 +47,17 @@ def works(models: Iterable[Counted]) -> dict[str, ModelWork]:
 
 
 def predict(traces: Sequence[Traced], models: Works, profiles: Sequence[Profile]) -> tuple[Prediction, ...]:
-    """Each device's figures; InputError for a trace that cannot be read or replayed over these graphs."""
-    read = [(t.category, parsed(t)) for t in traces]
-    return tuple(_predict(read, models, profile) for profile in profiles)
+    """Each device's figures, from the traces whose drafts its costs ended, or else from the runtime's own.
+
+    InputError for a trace that cannot be read or replayed over these graphs.
+    """
+    read = [(t.device, t.category, parsed(t)) for t in traces]
+    found = []
+    for profile in profiles:
+        own = profile.name if any(device == profile.name for device, *_ in read) else ""
+        decided = [(category, trace) for device, category, trace in read if device == own]
+        found.append(_predict(decided, models, profile))
+    return tuple(found)
 
 
 def parsed(traced: Traced) -> Trace:

@@ -23,7 +23,8 @@ from tests.helpers import tiny
 from tests.helpers.checkpoints import write_directory
 
 PROMPTS = ["hello hello hello", "well well well well", "a b c a b c a b c", "help"]
-LIMITS = ["--tokens", "12", "--threads", "1", "--profile", "snapdragon-8-elite,tensor-g5"]
+DEVICES = ["snapdragon-8-elite", "tensor-g5"]
+LIMITS = ["--tokens", "12", "--threads", "1", "--profile", ",".join(DEVICES)]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,8 @@ def test_a_report_holds_what_was_measured(base: Path) -> None:
     assert [(s.prompt, s.way) for s in report.samples[:4]] == [
         ("x/1", PLAIN), ("x/1", SPECULATIVE), ("y/1", SPECULATIVE), ("y/1", PLAIN),
     ]  # fmt: skip
-    assert len(report.samples) == 4 * 2 and len(report.traces) == 4
+    assert len(report.samples) == 4 * 2
+    assert [t.device for t in report.traces] == [*[""] * 4, *DEVICES[:1] * 4, *DEVICES[1:] * 4]
     assert report.settings.prompts == 4 and report.settings.suite == "prompts.jsonl"
     assert {s.tokens_new for s in report.samples} == {12}
     texts: dict[str, set[str]] = {}
@@ -68,7 +70,7 @@ def test_a_report_holds_what_was_measured(base: Path) -> None:
         texts.setdefault(s.prompt, set()).add(s.text_sha256)
         assert s.time_decode_s > 0 and s.time_first_token_s > 0 and s.bytes_memory > 2**20
     assert all(len(found) == 1 for found in texts.values())
-    assert [p.profile for p in report.predicted] == ["snapdragon-8-elite", "tensor-g5"]
+    assert [(p.profile, p.decided_by) for p in report.predicted] == [(n, "this profile") for n in DEVICES]
     assert all(p.tokens_per_s > 0 and set(p.categories) == {"x", "y"} for p in report.predicted)
     prompt, *rounds = report.traces[0].events
     assert (prompt["event"], prompt["stop_rule"], prompt["known"]) == ("prompt", "cost", 0)
@@ -109,7 +111,8 @@ def test_a_run_that_was_stopped_goes_on(
     )
     left[0] = 10**6
     assert bench(folder, output, "--rounds", "2", "-q") == 0
-    assert 10**6 - left[0] == 4 * 2 * 2 - 4 + 2 * 2  # what lacked, and a warm-up of both ways each round
+    # What lacked, a warm-up of both ways each round, and once for each device.
+    assert 10**6 - left[0] == 4 * 2 * 2 - 4 + 2 * 2 + 2 * 4
     report = read(output)
     assert report.run == json.loads(head)["run"] and len(report.samples) == 16
     assert [s.round for s in report.samples] == [0] * 8 + [1] * 8
