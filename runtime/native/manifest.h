@@ -18,7 +18,7 @@ struct TensorSpec {
 };
 
 struct GraphSpec {
-    std::string file, kind;
+    std::string file, kind, method;  // method: its name in an ExecuTorch program, else empty
     int width = 0, bucket = 0;
     std::vector<TensorSpec> inputs, outputs;
 
@@ -45,7 +45,7 @@ struct ModelEntry {
 };
 
 struct Manifest {
-    std::string folder, device;
+    std::string folder, device, format;
     uint64_t identity = 0;  // of the manifest's bytes: a snapshot belongs to one bundle
     std::vector<ModelEntry> models;
     std::vector<int> stop_ids;

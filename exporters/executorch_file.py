@@ -1,0 +1,60 @@
+"""Methods -> one .pte file, and the arrays that they share -> one .ptd file; what a .pte says of its methods.
+
+Knows ExecuTorch's ahead-of-time compiler and nothing of models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
+from executorch.exir.passes import MemoryPlanningPass
+from torch import nn
+
+STORED = "b_table_"  # how ExecuTorch names the placeholder of a buffer that goes into the weights file
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the compiler's notes on what it is going to deprecate."""
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger().setLevel(level)
+
+
+def write(
+    methods: Mapping[str, tuple[nn.Module, tuple[Any, ...]]],
+    folder: Path,
+    name: str,
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Write `name.pte` with a method for each module (and example inputs), and `name.ptd` with their arrays.
+
+    Inputs and outputs get no memory of their own: the caller binds its buffers. `tick` is called a method.
+    """
+    with quiet(), torch.no_grad():
+        traced = {}
+        for method, (module, given) in methods.items():
+            traced[method] = torch.export.export(module.eval(), given, strict=False)
+            tick()
+        edge = to_edge(traced, compile_config=EdgeCompileConfig(_check_ir_validity=False))
+        made = edge.to_executorch(
+            ExecutorchBackendConfig(
+                memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False),
+                external_constants=lambda node: name if node.name.startswith(STORED) else None,
+            )
+        )
+        with (folder / f"{name}.pte").open("wb") as file:
+            made.write_to_file(file)
+        made.write_tensor_data_to_file(str(folder))
