@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
 from executorch.exir.passes import MemoryPlanningPass
+from executorch.extension.pybindings.portable_lib import _load_program
 from torch import nn
 
+TYPES = {3: "int32", 6: "float32"}
 STORED = "b_table_"  # how ExecuTorch names the placeholder of a buffer that goes into the weights file
 
 
@@ -58,3 +60,22 @@ def write(
         with (folder / f"{name}.pte").open("wb") as file:
             made.write_to_file(file)
         made.write_tensor_data_to_file(str(folder))
+
+
+Tensors = list[tuple[str, tuple[int, ...]]]
+
+
+def tensors(file: Path, weights: Path) -> dict[str, tuple[Tensors, Tensors]]:
+    """Type and shape of every input and output of a program's methods; RuntimeError where it is none."""
+    program = _load_program(str(file), data_path=str(weights))
+    found = {}
+    for i in range(program.num_methods()):
+        name = program.get_method_name(i)
+        meta = program.method_meta(name)
+        given = [meta.input_tensor_meta(k) for k in range(meta.num_inputs())]
+        made = [meta.output_tensor_meta(k) for k in range(meta.num_outputs())]
+        found[name] = (
+            [(TYPES.get(t.dtype(), "?"), tuple(t.sizes())) for t in given],
+            [(TYPES.get(t.dtype(), "?"), tuple(t.sizes())) for t in made],
+        )
+    return found
