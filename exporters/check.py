@@ -105,20 +105,22 @@ def check_program(bundle: Bundle, entry: ModelEntry) -> list[Finding]:
     """A model's ExecuTorch program: it opens, and its methods have the manifest's names and tensors."""
     from edgespec.exporters.executorch_file import tensors
 
-    (name,) = {graph.file for graph in entry.graphs}
-    try:
-        found = tensors(bundle.file(name), bundle.file(entry.weights))
-    except RuntimeError as error:
-        why = f"ExecuTorch refuses it: {str(error).strip().splitlines()[0]}"
-        return [Finding(name, False, why, {})]
     findings = []
-    for graph in entry.graphs:
-        wanted = tuple([(t.dtype, t.shape) for t in tensors] for tensors in (graph.inputs, graph.outputs))
-        same = found.get(graph.method) == wanted
-        why = "" if same else f"the inputs or outputs of {graph.method} are not the manifest's"
-        findings.append(Finding(name, same, why, {}))
-    if odd := sorted(set(found) - {graph.method for graph in entry.graphs}):
-        findings.append(Finding(name, False, f"has the method {odd[0]}, which the manifest lacks", {}))
+    for file in sorted({graph.file for graph in entry.graphs}):
+        try:
+            found = tensors(bundle.file(file), bundle.file(entry.weights))
+        except RuntimeError as error:
+            why = f"ExecuTorch refuses it: {str(error).strip().splitlines()[0]}"
+            findings.append(Finding(file, False, why, {}))
+            continue
+        graphs = [graph for graph in entry.graphs if graph.file == file]
+        for graph in graphs:
+            wanted = tuple([(t.dtype, t.shape) for t in side] for side in (graph.inputs, graph.outputs))
+            same = found.get(graph.method) == wanted
+            why = "" if same else f"the inputs or outputs of {graph.method} are not the manifest's"
+            findings.append(Finding(file, same, why, {}))
+        if odd := sorted(set(found) - {graph.method for graph in graphs}):
+            findings.append(Finding(file, False, f"has the method {odd[0]}, which the manifest lacks", {}))
     return findings
 
 

@@ -373,7 +373,7 @@ class Engine:
     def _program(self, path: Path) -> Program:
         """A model's ExecuTorch program, opened once."""
         if path.name not in self.programs:
-            self.programs[path.name] = Program(path, self.folder / self.entry.weights)
+            self.programs[path.name] = Program(path, self.folder / self.entry.weights, self.threads)
         return self.programs[path.name]
 
     def _open(self, path: Path) -> ort.InferenceSession:

@@ -43,10 +43,12 @@ class Method:
 class Program:
     """A .pte file and the .ptd file with its weights, opened; methods are loaded when first asked for."""
 
-    def __init__(self, path: Path, weights: Path) -> None:
-        runtime, self.tensor = library()
+    def __init__(self, path: Path, weights: Path, threads: int = 0) -> None:
+        runtime, self.tensor, set_threads = library()
         try:
             with silent():
+                if threads:
+                    set_threads(threads)
                 self.program = runtime.load_program(path, data_path=weights)
         except RuntimeError as error:
             raise unreadable(path, error) from error
@@ -68,15 +70,18 @@ def unreadable(path: Path, error: Exception) -> BackendError:
 
 
 @cache
-def library() -> tuple[Any, Callable[[np.ndarray], Any]]:
-    """ExecuTorch's Python runtime, and what makes a tensor over an array; BackendError without them."""
+def library() -> tuple[Any, Callable[[np.ndarray], Any], Callable[[int], None]]:
+    """ExecuTorch's Python runtime, what makes a tensor over an array, and what sets the runtime's threads;
+    BackendError without them.
+    """
     try:
         import torch
 
         with silent():
+            from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime
 
-            return Runtime.get(), torch.from_numpy
+            return Runtime.get(), torch.from_numpy, portable_lib._unsafe_reset_threadpool
     except ModuleNotFoundError as error:
         raise BackendError(
             f"the bundle is an ExecuTorch program, and {error.name} is not installed",

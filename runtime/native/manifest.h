@@ -18,9 +18,10 @@ struct TensorSpec {
 };
 
 struct GraphSpec {
-    std::string file, kind, method;  // method: its name in an ExecuTorch program, else empty
+    std::string file, kind;
     int width = 0, bucket = 0;
     std::vector<TensorSpec> inputs, outputs;
+    std::string method = {};  // its name in an ExecuTorch program, else empty
 
     bool policy() const { return kind == "commit" || kind == "observe"; }  // of one layer
     bool step() const { return !policy() && kind != "context"; }
