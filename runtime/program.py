@@ -41,9 +41,9 @@ class Method:
 
 
 class Program:
-    """A .pte file and the .ptd file with its weights, opened; methods are loaded when first asked for."""
+    """A .pte file and the .ptd file with its weights, if any, opened; methods are loaded when asked for."""
 
-    def __init__(self, path: Path, weights: Path, threads: int = 0) -> None:
+    def __init__(self, path: Path, weights: Path | None, threads: int = 0) -> None:
         runtime, self.tensor, set_threads = library()
         try:
             with silent():
