@@ -5,6 +5,7 @@ Types are edgespec.spec's business and files are edgespec.bundle's; nothing here
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 from edgespec import policy
@@ -14,6 +15,7 @@ from edgespec.spec import (
     BYTES_PER_ELEMENT,
     CONTRACTS,
     DEVICES,
+    FORMATS,
     KINDS,
     LAYER_CLASSES,
     MODELS,
@@ -44,16 +46,19 @@ LARGEST = {
 }
 MOST_SLOTS = 2**24
 MOST_GRAPHS = 2**10
+METHOD = re.compile("[a-z0-9_]{1,64}")
 
 
 def check(manifest: Manifest) -> None:
     """Nothing, or a BundleError that names the first field which makes no sense."""
     _known(manifest.device, DEVICES, "device")
+    _known(manifest.format, FORMATS, "format")
     names = [model.name for model in manifest.models]
     if sorted(names, reverse=True) not in (["target"], ["target", "draft"]):
         raise _fault("models", f"must be one target and at most one draft, not {ascii(names)[:60]}")
     for model in manifest.models:
         _check_model(model, manifest.device)
+        _check_format(model, manifest.format)
     widths = {model.spec.hidden for model in manifest.models}
     if len(widths) > 1 and any(model.context_rows for model in manifest.models):
         raise _fault("models.draft.context_rows", "are the target's head rows, and the two have other widths")
@@ -87,6 +92,19 @@ def _check_model(model: ModelEntry, device: str) -> None:
         if times > 1:
             raise _fault(f"{where}.graphs", f"hold {kind} of width {width} for bucket {bucket} twice")
     _check_complete(model, where)
+
+
+def _check_format(model: ModelEntry, form: str) -> None:
+    """An ExecuTorch program names a method for each graph, over caches of M slots; ONNX names none."""
+    where = f"models.{model.name}"
+    program = form == "executorch"
+    if program and model.cache.contract != "rows":
+        raise _fault(f"{where}.cache.contract", "is append, which no ExecuTorch program has")
+    for graph in model.graphs:
+        if program != bool(graph.method) or (program and not METHOD.fullmatch(graph.method)):
+            raise _fault(f"{where}.graphs", f"hold the method {graph.method[:40]!a} in a bundle of {form}")
+    if program and len({(g.file, g.method) for g in model.graphs}) < len(model.graphs):
+        raise _fault(f"{where}.graphs", "name a method twice")
 
 
 def _check_context(model: ModelEntry, where: str) -> None:
@@ -241,6 +259,8 @@ def _check_compiled(manifest: Manifest) -> None:
     """Each SoC once, and in it every graph of the bundle and one context for each model."""
     graphs = {graph.file for model in manifest.models for graph in model.graphs}
     models = {model.name for model in manifest.models}
+    if manifest.compiled and manifest.format != "onnx":
+        raise _fault("compiled", f"is of ONNX graphs, and the bundle of {manifest.format}")
     if manifest.compiled and manifest.device != "npu":
         raise _fault("compiled", f"is for an npu, and the bundle for {manifest.device}")
     for entry in manifest.compiled:

@@ -27,12 +27,12 @@ from edgespec.flags import (
 from edgespec.policy import NAMES as POLICIES
 from edgespec.policy import check as check_policy
 from edgespec.soc import NAMES as SOCS
-from edgespec.spec import DEVICES, POSITIONS, PRECISIONS
+from edgespec.spec import DEVICES, FORMATS, POSITIONS, PRECISIONS
 from edgespec.task_words import NAMES as TASKS
 
-FORMATS = ("onnx",)
 DRAFTS = ("demo", "layers")  # drafts that are no path: the shipped one, and the target's own layers
 DEVICE_PRECISIONS = {"cpu": PRECISIONS, "npu": ("int4", "fp16")}
+EXECUTORCH_PRECISIONS = ("fp32",)
 LARGEST_BUDGET = 2**20
 WINDOW = 32
 VIA = 'command that runs a shell line on the device, such as "adb shell" or "ssh phone"'
@@ -183,16 +183,24 @@ class ExportConfig:
                 "add --device npu, or leave --soc out",
             )
         one_of("format", self.format, FORMATS)
+        if self.format == "executorch" and self.device != "cpu":
+            raise InputError(
+                f"format executorch is given for device {self.device}", "leave --device out, or --format"
+            )
         for name in ("weights", "head", "embedding"):
             form = getattr(self, name)
             # An NPU looks nothing up in a table of codes (GatherBlockQuantized).
             allowed = (
                 ("fp16",) if (self.device, name) == ("npu", "embedding") else DEVICE_PRECISIONS[self.device]
             )
+            if self.format == "executorch":
+                allowed = EXECUTORCH_PRECISIONS
             if form is not None and form not in allowed:
                 one_of(name, form, PRECISIONS)
-                hint = f"use --{name} {' or '.join(allowed)}, or --device cpu"
-                raise InputError(f"{name} {form} cannot run on device {self.device}", hint)
+                onnx = "--device cpu" if self.format == "onnx" else "--format onnx"
+                where = f"on device {self.device}" if self.format == "onnx" else "in an ExecuTorch program"
+                hint = f"use --{name} {' or '.join(allowed)}, or {onnx}"
+                raise InputError(f"{name} {form} cannot run {where}", hint)
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from edgespec.bundle import Bundle
 from edgespec.errors import BundleError
 from edgespec.policy import carries
+from edgespec.pte import DELEGATE_NAME, MethodCost, read_pte
 from edgespec.spec import BYTES_PER_ELEMENT, GraphSpec, ModelEntry, TensorSpec
 
 LOOKUPS = ("Gather", "GatherBlockQuantized")
@@ -64,6 +66,11 @@ class GraphCost:
     ops_weights: int | None = None
     numbers_activations: int | None = None
 
+    @property
+    def delegates(self) -> int | None:
+        """Calls of a backend's subgraph in an ExecuTorch method; None for other graphs."""
+        return None if self.ops is None else self.ops.get(DELEGATE_NAME)
+
 
 @dataclass(frozen=True)
 class ModelCost:
@@ -105,6 +112,7 @@ class BundleCost:
     bytes_io: int
     bytes_memory: int
     compiled: tuple[CompiledCost, ...] = ()
+    format: str = "onnx"
 
 
 def count(bundle: Bundle) -> BundleCost:
@@ -124,7 +132,8 @@ def count(bundle: Bundle) -> BundleCost:
         for entry in bundle.manifest.compiled
         for model, file in entry.contexts.items()
     )
-    return BundleCost(name, device, models, graphs, disk, bytes_io, held + bytes_io, compiled)
+    form = bundle.manifest.format
+    return BundleCost(name, device, models, graphs, disk, bytes_io, held + bytes_io, compiled, form)
 
 
 def bytes_kv(model: ModelEntry, bucket: int) -> int:
@@ -167,13 +176,36 @@ def _count_graph(bundle: Bundle, model: ModelEntry, graph: GraphSpec) -> GraphCo
     appended = _bytes(t for t in graph.outputs if t.name.startswith(("new_keys_", "new_values_")))
     context = _bytes(t for t in graph.inputs if t.name == "context")
     other = _bytes((*graph.inputs, *graph.outputs)) - caches - appended - context
-    read = _read_onnx(bundle.file(graph.file), graph)
+    file = bundle.file(graph.file)
+    read = _read_method(file, graph) if graph.method else _read_onnx(file, graph)
     sizes = {"bytes_context": context, "bytes_kv": caches, "bytes_io": other, **read}
     return GraphCost(model.name, graph.kind, graph.width, graph.bucket, **sizes)
 
 
 def _bytes(tensors: Iterable[TensorSpec]) -> int:
     return sum(BYTES_PER_ELEMENT[t.dtype] * math.prod(t.shape) for t in tensors)
+
+
+def _read_method(path: Path, spec: GraphSpec) -> dict[str, Any]:
+    """The fields of a GraphCost that only an ExecuTorch program's file tells."""
+    stat = path.stat()
+    method = _methods(path, stat.st_mtime_ns, stat.st_size).get(spec.method)
+    if method is None:
+        raise BundleError(f"{path} has no method {spec.method}", "export the bundle again")
+    return {
+        "nodes": sum(method.ops.values()),
+        "ops": method.ops,
+        "bytes_weights": method.bytes_weights,
+        "bytes_codes": 0,
+        "ops_weights": method.ops_weights,
+        "numbers_activations": method.numbers_activations,
+    }
+
+
+@cache
+def _methods(path: Path, *state: int) -> dict[str, MethodCost]:
+    """A file of all methods of a model is read once; `state` tells one content from another."""
+    return read_pte(path)
 
 
 def _read_onnx(path: Path, spec: GraphSpec) -> dict[str, Any]:

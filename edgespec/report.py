@@ -16,11 +16,14 @@ def to_json(cost: BundleCost) -> dict[str, Any]:
 
 def to_table(cost: BundleCost) -> str:
     """The cost as text: a line a graph, a line a model, and what the device needs."""
-    heads = ("width", "bucket", "nodes", "op types", "weights read", "context rows", "cache", "other in/out")
+    sizes_of = ("weights read", "context rows", "cache", "other in/out")
+    delegated = any(g.delegates for g in cost.graphs)
+    heads = ("width", "bucket", "nodes", "op types", *(["delegates"] if delegated else []), *sizes_of)
     graphs = []
     for g in cost.graphs:
         sizes = map(_mib, (g.bytes_weights, g.bytes_context, g.bytes_kv, g.bytes_io))
-        counts = (g.width, g.bucket, g.nodes, None if g.ops is None else len(g.ops))
+        counts = [g.width, g.bucket, g.nodes, None if g.ops is None else len(g.ops)]
+        counts += [g.delegates or 0] if delegated else []
         graphs.append((g.model, g.kind, *("-" if n is None else str(n) for n in counts), *sizes))
     models = []
     for m in cost.models:
@@ -32,7 +35,7 @@ def to_table(cost: BundleCost) -> str:
     heads_compiled = ("compiled for", "model", "context", "by")
     return printed(
         [
-            f"{cost.bundle} for {cost.device}\n",
+            f"{cost.bundle} for {cost.device}{', ExecuTorch' if cost.format == 'executorch' else ''}\n",
             grid(("model", "graph", *heads), graphs, left=(0, 1)),
             "",
             grid(("model", "precision", *parts), models, left=(0, 1)),

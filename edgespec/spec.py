@@ -18,6 +18,7 @@ POSITIONS = ("absolute", "compact")
 STEPS = ("prefill", "verify", "decode", "draft")
 KINDS = (*STEPS, "observe", "commit", "context")
 DEVICES = ("cpu", "npu")
+FORMATS = ("onnx", "executorch")
 PRECISIONS = ("int4", "int8", "fp16", "fp32")
 MODELS = ("target", "draft")
 LAYER_CLASSES = ("linear", "ends", "head", "embedding")
@@ -84,7 +85,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One graph file: its kind, width S, bucket (its cache's budget) and the tensors it takes and gives."""
+    """One graph: its kind, width S, bucket (its cache's budget) and the tensors it takes and gives.
+
+    `method` is its name in an ExecuTorch program, whose file holds all graphs of a model; else empty.
+    """
 
     file: str
     kind: str
@@ -92,6 +96,7 @@ class GraphSpec:
     bucket: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    method: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class CompiledEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything `manifest.json` says."""
+    """Everything `manifest.json` says. `format`: which runtime's files the graphs are."""
 
     schema: int
     device: str
@@ -162,6 +167,7 @@ class Manifest:
     files: dict[str, FileEntry]
     produced_by: dict[str, str] = field(default_factory=dict)
     compiled: tuple[CompiledEntry, ...] = ()
+    format: str = "onnx"
 
 
 def step_inputs(
@@ -169,8 +175,9 @@ def step_inputs(
 ) -> tuple[TensorSpec, ...]:
     """Inputs of a step graph: tokens [1,S], position [1], count [1], the row wanted (prefill), 2L caches.
 
-    A cache is [1,KV,rows,d]. Where the head has context rows, `draft` takes them as columns [hidden,R] with
-    the absolute id of the token that each is of, -1 where a column is not filled.
+    A cache is [1,KV,rows,d]; under the `rows` contract its free slots hold zeros. Where the head has context
+    rows, `draft` takes them as columns [hidden,R] with the absolute id of the token that each is of, -1 where
+    a column is not filled.
     """
     cache = (1, model.kv_heads, rows, model.head_dim)
     head = [

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgespec.bundle import Bundle
 from edgespec.config import ExportConfig
+from edgespec.errors import BackendError
 from edgespec.spec import CompiledEntry, ModelEntry
 
 
@@ -17,11 +18,12 @@ def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
     `engine` runs a model's graphs (edgespec.runtime.engine.Engine) for the width test that ends every export.
     """
     from edgespec.bundle import creating, open_bundle
-    from edgespec.exporters.assemble import export_model, manifest, save_tokenizer
+    from edgespec.exporters.assemble import manifest, save_tokenizer
     from edgespec.exporters.calibrate import needed
     from edgespec.exporters.plan import calibrated, plan
     from edgespec.exporters.widths import marked
 
+    export_model = exporter(config.format)
     with progress.stage("checkpoints"):
         jobs = plan(config)
     with creating(config.output, config.force) as staging:
@@ -35,9 +37,25 @@ def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
             with progress.stage(f"{job.name}: widths agree?"):
                 entries.append(marked(entry, engine(staging.path, entry)))
         tokenizer = save_tokenizer(jobs[0].checkpoint.tokenizer, staging.path)
-        whole = manifest(config.device, entries, tokenizer, jobs)
+        whole = manifest(config, entries, tokenizer, jobs)
         staging.finish(replace(whole, compiled=contexts_for(config.soc, staging.path, entries, progress)))
     return open_bundle(config.output, verify=False)
+
+
+def exporter(form: str) -> Any:
+    """What writes a model's graphs in a format; BackendError where the packages for it are not installed."""
+    if form == "onnx":
+        from edgespec.exporters.assemble import export_model
+
+        return export_model
+    try:
+        from edgespec.exporters.assemble_executorch import export_program
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f"format executorch needs {error.name}, which is not installed",
+            "pip install 'edgespec[executorch]', or use --format onnx",
+        ) from error
+    return export_program
 
 
 def contexts_for(

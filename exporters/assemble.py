@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from edgespec.bundle import SCHEMA
+from edgespec.config import ExportConfig
 from edgespec.errors import InputError
 from edgespec.exporters.build import Builder
 from edgespec.exporters.checkpoint import Checkpoint, Grid, Tokenizer, layer_of
@@ -37,8 +38,6 @@ from edgespec.spec import (
     ModelSpec,
     TokenizerEntry,
     context_tensors,
-    step_inputs,
-    step_outputs,
 )
 
 DRAFT_WIDTH = 2  # after a fully accepted round the draft absorbs two tokens
@@ -68,6 +67,13 @@ class Job:
         at_an_end = layer_of(name) in (0, self.spec.layers - 1)
         return self.precision["ends" if role == "linear" and at_an_end and "ends" in self.precision else role]
 
+    def target(self, kind: str, width: int, bucket: int, doubled: bool = False) -> Target:
+        """What one of the step graphs is."""
+        context = self.context_rows if kind == "draft" else 0
+        return Target(
+            kind, width, bucket, self.cache, self.fused, self.head_ids, self.head_rows, context, doubled
+        )
+
     @property
     def head_rows(self) -> int:
         """Rows of the LM head."""
@@ -79,6 +85,11 @@ class Job:
         if self.name == "draft":
             return [("prefill", self.cache.block), ("draft", DRAFT_WIDTH)]
         return [("prefill", self.cache.block), *(("verify", w) for w in self.widths), ("decode", 1)]
+
+    @property
+    def steps(self) -> list[tuple[str, int, int]]:
+        """Kind, width and bucket of every step graph."""
+        return [(kind, width, bucket) for bucket in self.cache.buckets for kind, width in self.calls]
 
 
 class Source:
@@ -145,12 +156,19 @@ class Source:
             if theirs is not None and torch.equal(constant, theirs):  # the angles, stored with the target
                 return self.first.plain(b, name, offset)
         shape = tuple(constant.shape) if constant is not None else self.program.shapes[name]
-
-        def make() -> dict[str, np.ndarray]:
-            value = self.job.checkpoint.tensor(self.canonical(name)) if constant is None else constant.float()
-            return {"": value.numpy() + np.float32(offset)}
-
+        make = lambda: {"": self.array(name) + np.float32(offset)}  # noqa: E731
         return self.weights.parts(b, key, {"": ("float32", shape)}, make)[""]
+
+    def array(self, name: str) -> np.ndarray:
+        """A parameter or a buffer as float32."""
+        constant = self.program.constants.get(name)
+        value = self.job.checkpoint.tensor(self.canonical(name)) if constant is None else constant.float()
+        return value.numpy()
+
+    def head_array(self) -> np.ndarray:
+        """The rows that the head keeps, as float32."""
+        whole = self.job.checkpoint.tensor(self.head).numpy()
+        return whole if self.job.head_ids is None else whole[self.job.head_ids]
 
 
 def stack(grids: list[Grid]) -> Grid:
@@ -178,24 +196,15 @@ def export_model(
     job: Job, folder: Path, progress: Any, target: Source | None = None
 ) -> tuple[ModelEntry, Source]:
     """Write a model's graphs and weights into the folder."""
-    with progress.stage(f"{job.name}: trace"):
-        config = job.checkpoint.config
-        bones = skeleton(config)
-        aliases = alias(bones.model)  # before the head is trimmed: a tied one is named after its embedding
-        if job.head_ids is not None:
-            trimmed = nn.Linear(job.spec.hidden, job.head_rows, bias=False, device="meta")
-            bones.model.set_output_embeddings(trimmed)
-        program = build_program(bones, job.spec)
-    weights = Weights(f"{job.name}.data", folder)
-    source = Source(job, program, bones.model, aliases, weights, target)
+    source = traced(job, folder, progress, target)
+    program, weights = source.program, source.weights
     graphs = []
     with progress.stage(f"{job.name}: graphs") as advance:
-        jobs = [(kind, width, bucket) for bucket in job.cache.buckets for kind, width in job.calls]
+        jobs = job.steps
         for done, (kind, width, bucket) in enumerate(jobs):
             graphs.append(step_graph(job, program, source, kind, width, bucket, folder))
             advance(done + 1, len(jobs))
-        turn = turn_of(program, job.spec, job.cache.block) if job.cache.positions == "compact" else None
-        for model, graph in policy_graphs(job.name, job.spec, job.cache, turn):
+        for model, graph in policy_graphs(job.name, job.spec, job.cache, turn_of(program, job)):
             ir.save(model, folder / graph.file)
             graphs.append(graph)
         if job.context_rows and target is not None:
@@ -205,24 +214,43 @@ def export_model(
         written = iter(range(1, total + 1))
         weights.write(lambda key: advance(next(written), total))
     gc.collect()
-    entry = ModelEntry(
+    return entry_of(job, weights.name, graphs, folder), source
+
+
+def traced(job: Job, folder: Path, progress: Any, target: Source | None) -> Source:
+    """The model's program, its head trimmed as the job says, and where its parameters come from."""
+    with progress.stage(f"{job.name}: trace"):
+        bones = skeleton(job.checkpoint.config)
+        aliases = alias(bones.model)  # before the head is trimmed: a tied one is named after its embedding
+        if job.head_ids is not None:
+            trimmed = nn.Linear(job.spec.hidden, job.head_rows, bias=False, device="meta")
+            bones.model.set_output_embeddings(trimmed)
+        program = build_program(bones, job.spec)
+    return Source(job, program, bones.model, aliases, Weights(f"{job.name}.data", folder), target)
+
+
+def entry_of(job: Job, weights: str, graphs: list[GraphSpec], folder: Path) -> ModelEntry:
+    """What the manifest says of a model; its head's ids are written into the folder."""
+    return ModelEntry(
         job.name,
         job.checkpoint.source,
         job.spec,
         job.cache,
         dict(job.precision),
-        weights.name,
+        weights,
         tuple(graphs),
         job.head_rows,
         save_ids(job, folder),
         True,
         job.context_rows,
     )
-    return entry, source
 
 
-def turn_of(program: Program, spec: ModelSpec, block: int) -> Turn:
-    """By which angles a commit turns keys; InputError where layers do not all turn alike."""
+def turn_of(program: Program, job: Job) -> Turn | None:
+    """By which angles a commit turns keys, where it does; InputError where layers do not all turn alike."""
+    spec, block = job.spec, job.cache.block
+    if job.cache.positions != "compact":
+        return None
     ropes: list[Any] = [n.inputs[1].producer() for n in program.graph if n.op_type == "Attend"]
     tables: list[Any] = [[v.producer() for v in n.inputs[1:3]] for n in ropes if n and n.op_type == "Rope"]
     names = {tuple(e.inputs[0].name for e in pair if e is not None) for pair in tables}
@@ -261,21 +289,13 @@ def step_graph(
 ) -> GraphSpec:
     """Lower one step graph and save it."""
     doubled = kind == "decode" and job.fused and FORMS[job.precision["linear"]].one_row_differs
-    context = job.context_rows if kind == "draft" else 0
-    target = Target(kind, width, bucket, job.cache, job.fused, job.head_ids, job.head_rows, context, doubled)
+    target = job.target(kind, width, bucket, doubled)
     model = Lowering(program, job.spec, source.storage(), target).run()
     size = f"-{width}" if kind == "verify" else ""
     cache = f"-{bucket}" if len(job.cache.buckets) > 1 else ""
     file = f"{job.name}-{kind}{size}{cache}.onnx"
     ir.save(model, folder / file)
-    return GraphSpec(
-        file,
-        kind,
-        width,
-        bucket,
-        step_inputs(kind, width, job.spec, job.cache.rows(bucket), context),
-        step_outputs(kind, width, job.spec, job.cache, bucket, job.head_rows, context=context),
-    )
+    return GraphSpec(file, kind, width, bucket, *target.tensors(job.spec))
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> TokenizerEntry:
@@ -287,11 +307,14 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> TokenizerEntry:
     return TokenizerEntry("tokenizer.json", template, tokenizer.stop_ids, tokenizer.bos_id)
 
 
-def manifest(device: str, entries: list[ModelEntry], tokenizer: TokenizerEntry, jobs: list[Job]) -> Manifest:
+def manifest(
+    config: ExportConfig, entries: list[ModelEntry], tokenizer: TokenizerEntry, jobs: list[Job]
+) -> Manifest:
     """The manifest, but for its files, which are hashed when the bundle is sealed."""
-    tools = {
-        name: version(name)
-        for name in ("edgespec", "torch", "transformers", "onnx", "onnxruntime", "onnxscript")
-    }
+    used = ("executorch",) if config.format == "executorch" else ("onnxruntime",)
+    names = ("edgespec", "torch", "transformers", "onnx", "onnxscript", *used)
+    tools = {name: version(name) for name in names}
     sources = {f"{job.name}_sha256": job.checkpoint.digest for job in jobs}
-    return Manifest(SCHEMA, device, tuple(entries), tokenizer, {}, tools | sources)
+    return Manifest(
+        SCHEMA, config.device, tuple(entries), tokenizer, {}, tools | sources, format=config.format
+    )

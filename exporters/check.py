@@ -67,9 +67,12 @@ def check(
     if not self_only:
         with progress.stage("graphs"):
             for entry in bundle.manifest.models:
-                findings += [check_graph(bundle, graph, operators) for graph in entry.graphs]
+                if bundle.manifest.format == "executorch":
+                    findings += check_program(bundle, entry)
+                else:
+                    findings += [check_graph(bundle, graph, operators) for graph in entry.graphs]
             findings = (
-                [merged(findings)]
+                [merged(findings, bundle.manifest.format)]
                 if all(f.passed for f in findings)
                 else [f for f in findings if not f.passed]
             )
@@ -91,14 +94,35 @@ def check(
     return CheckResult(tuple(findings))
 
 
-def merged(findings: Sequence[Finding]) -> Finding:
+def merged(findings: Sequence[Finding], form: str) -> Finding:
     """One line for all graphs that passed."""
-    return Finding(
-        "graphs",
-        True,
-        f"{len(findings)} are valid ONNX, fixed in every dimension, of the device's operators",
-        {},
-    )
+    what = "valid ONNX, fixed in every dimension, of the device's operators"
+    if form == "executorch":
+        what = "methods of ExecuTorch programs, with the manifest's tensors"
+    return Finding("graphs", True, f"{len(findings)} are {what}", {})
+
+
+def check_program(bundle: Bundle, entry: ModelEntry) -> list[Finding]:
+    """A model's ExecuTorch program: it opens, and its methods have the manifest's names and tensors."""
+    from edgespec.exporters.executorch_file import tensors
+
+    findings = []
+    for file in sorted({graph.file for graph in entry.graphs}):
+        try:
+            found = tensors(bundle.file(file), bundle.file(entry.weights))
+        except RuntimeError as error:
+            why = f"ExecuTorch refuses it: {str(error).strip().splitlines()[0]}"
+            findings.append(Finding(file, False, why, {}))
+            continue
+        graphs = [graph for graph in entry.graphs if graph.file == file]
+        for graph in graphs:
+            wanted = tuple([(t.dtype, t.shape) for t in side] for side in (graph.inputs, graph.outputs))
+            same = found.get(graph.method) == wanted
+            why = "" if same else f"the inputs or outputs of {graph.method} are not the manifest's"
+            findings.append(Finding(file, same, why, {}))
+        if odd := sorted(set(found) - {graph.method for graph in graphs}):
+            findings.append(Finding(file, False, f"has the method {odd[0]}, which the manifest lacks", {}))
+    return findings
 
 
 def check_graph(bundle: Bundle, graph: GraphSpec, operators: frozenset[tuple[str, str]]) -> Finding:

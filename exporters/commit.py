@@ -210,14 +210,27 @@ def policy_graph(
 
     The budget may be smaller than that bucket: a graph reads the first M = N + B rows.
     """
+    module, graph = policy_module(kind, spec, cache, file, bucket, turn)
+    model = exported(module, graph.inputs, graph.outputs)
+    if turn is not None:
+        turn.name(model)
+    return model, graph
+
+
+def policy_module(
+    kind: str,
+    spec: ModelSpec,
+    cache: CacheSpec,
+    file: str,
+    bucket: int | None = None,
+    turn: Turn | None = None,
+) -> tuple[Policy, GraphSpec]:
+    """The same, not yet a graph of any format."""
     bucket = bucket or cache.buckets[-1]
     inputs = policy_inputs(kind, reads(cache, kind), spec, cache, bucket)
     outputs = policy_outputs(kind, reads(cache, kind), spec, cache)
     module = Policy(kind, cache, spec.softcap, [t.name for t in inputs], turn)
-    model = exported(module, inputs, outputs)
-    if turn is not None:
-        turn.name(model)
-    return model, GraphSpec(file, kind, cache.block, bucket, inputs, outputs)
+    return module, GraphSpec(file, kind, cache.block, bucket, inputs, outputs)
 
 
 def exported(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> ir.Model:
@@ -270,10 +283,15 @@ def policy_graphs(
     name: str, spec: ModelSpec, cache: CacheSpec, turn: Turn | None = None
 ) -> list[tuple[ir.Model, GraphSpec]]:
     """All graphs of a model's policy; none where it does not evict. Compact positions need the turn."""
-    if cache.policy == "none":
-        return []
-    made = [policy_graph("commit", spec, cache, f"{name}-commit.onnx", turn=turn)]
-    for bucket in cache.buckets if carrying(cache.policy) else ():
-        size = f"-{bucket}" if len(cache.buckets) > 1 else ""
-        made.append(policy_graph("observe", spec, cache, f"{name}-observe{size}.onnx", bucket))
+    made = []
+    for kind, bucket in policy_kinds(cache):
+        size = f"-{bucket}" if kind == "observe" and len(cache.buckets) > 1 else ""
+        own = turn if kind == "commit" else None
+        made.append(policy_graph(kind, spec, cache, f"{name}-{kind}{size}.onnx", bucket, own))
     return made
+
+
+def policy_kinds(cache: CacheSpec) -> list[tuple[str, int]]:
+    """Kind and bucket of every graph of a policy."""
+    commits = [("commit", cache.budget)] if cache.policy != "none" else []
+    return commits + [("observe", bucket) for bucket in cache.buckets if carrying(cache.policy)]

@@ -60,6 +60,14 @@ class Target:
         False  # a one-row call computed as two equal rows, because a kernel rounds otherwise at one
     )
 
+    def tensors(self, spec: ModelSpec) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """What the graph takes and gives."""
+        kind, width, cache, bucket = self.kind, self.width, self.cache, self.bucket
+        return (
+            step_inputs(kind, width, spec, cache.rows(bucket), self.context),
+            step_outputs(kind, width, spec, cache, bucket, self.head_rows, context=self.context),
+        )
+
 
 class Lowering:
     """Walks a program once, giving each old value its new one."""

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from edgespec import vocabulary
 from edgespec.bundle import require_space
-from edgespec.config import ExportConfig
+from edgespec.config import EXECUTORCH_PRECISIONS, ExportConfig
 from edgespec.errors import BackendError, InputError
 from edgespec.exporters.assemble import Job
 from edgespec.exporters.calibrate import calibrate
@@ -169,7 +169,7 @@ def cache_spec(config: ExportConfig, spec: ModelSpec, name: str, source: str) ->
         )
     policy = config.draft_policy if draft else config.policy
     return CacheSpec(
-        "append" if config.device == "cpu" else "rows",
+        "append" if config.device == "cpu" and config.format == "onnx" else "rows",
         budget,
         config.block,
         policy,
@@ -184,6 +184,9 @@ def cache_spec(config: ExportConfig, spec: ModelSpec, name: str, source: str) ->
 
 def precisions(config: ExportConfig) -> dict[str, str]:
     """The form of each layer class; a tied head and embedding share one table when they share a form."""
+    if config.format == "executorch":
+        default = config.weights or EXECUTORCH_PRECISIONS[0]
+        return {"linear": default, "head": config.head or default, "embedding": config.embedding or "fp32"}
     linear = config.weights or DEFAULT_FORM[config.device]
     head = config.head or (WIDE[config.device] if linear == "int4" else linear)
     embedding = config.embedding or (head if config.device == "cpu" else "fp16")

@@ -26,6 +26,7 @@ from edgespec.errors import BackendError, InputError
 
 NATIVE = Path(__file__).parent / "native"
 BINARY = "edgespec-runtime"
+BINARIES = {"onnx": BINARY, "executorch": f"{BINARY}-executorch"}  # by the format of the bundles that it runs
 # wheel, its SHA-256, the folder of the headers inside
 ONNX_HEADER = (
     "amd-quark==0.13",
@@ -53,8 +54,9 @@ SYSTEM = ("/usr/include", "/usr/local/include", "/opt/homebrew/include")
 INSTALL = "install a C++17 compiler and CMake (Debian: apt install g++ cmake; macOS: xcode-select --install)"
 
 
-def binary(note: Callable[[str], None], sanitize: bool = False, arch: str = "") -> Path:
-    """The runtime's binary, compiled first if these sources never were; `note` is told so.
+def binary(note: Callable[[str], None], sanitize: bool = False, arch: str = "", form: str = "onnx") -> Path:
+    """The runtime's binary for bundles of a format, compiled first if these sources never were; `note` is
+    told so.
 
     `arch`: for another Linux machine's processor, one of CROSS. The library lies beside the binary, as
     libonnxruntime.so.1. BackendError where a tool, a header or the library is missing, or the compiler
@@ -63,13 +65,26 @@ def binary(note: Callable[[str], None], sanitize: bool = False, arch: str = "") 
     arch = "" if arch == platform.machine() else arch
     sanitize = sanitize or (not arch and os.environ.get("EDGESPEC_SANITIZE") == "1")
     library = cross_library(arch) if arch else onnx_library()
+    executorch = None if arch else executorch_package()
+    if form == "executorch" and executorch is None:
+        raise (
+            BackendError(
+                "the bundle is an ExecuTorch program, and executorch is not installed",
+                "pip install 'edgespec[executorch]'",
+            )
+            if not arch
+            else InputError(
+                f"no runtime of ExecuTorch programs can be compiled for {arch!r} here", "use an ONNX bundle"
+            )
+        )
     home = cache() / f"runtime-{key(library, sanitize, arch)}"
     if not (home / BINARY).exists():
         shutil.rmtree(home, ignore_errors=True)  # somebody took the binary out of it
         note(f"compiling the native runtime{arch and f' for {arch}'} (once, about a minute)")
         with appearing(home) as made:
-            build(made, library, sanitize, *cross_flags(arch))
-    return home / BINARY
+            own = [f"-DEXECUTORCH_DIR={executorch}"] if executorch else []
+            build(made, library, sanitize, *cross_flags(arch), *own)
+    return home / BINARIES[form]
 
 
 @contextmanager
@@ -177,6 +192,13 @@ def onnx_library() -> Path:
     return found[-1]
 
 
+def executorch_package() -> Path | None:
+    """The folder of the installed executorch package, which is not imported; None where there is none."""
+    spec = find_spec("executorch")
+    places = spec.submodule_search_locations if spec else None
+    return Path(next(iter(places))) if places else None
+
+
 def unpacked(wheel: str, sha256: str, inside: str, *which: str) -> Path:
     """The folder with a wheel's headers or library; the wheel is downloaded if need be and never installed.
 
@@ -242,6 +264,7 @@ def key(library: Path, sanitize: bool, arch: str) -> str:
         arch or platform.machine(),
         sanitize,
         given_headers() or system_headers(),
+        distribution("executorch").version if not arch and executorch_package() else "",
     )
     made.update(repr(facts).encode())
     return made.hexdigest()[:16]

@@ -1,4 +1,5 @@
-"""Runs one model's graphs on ONNX Runtime and keeps its caches by the rules of design section 4.
+"""Runs one model's graphs on ONNX Runtime, or the methods of its ExecuTorch program, and keeps its caches by
+the rules of design section 4.
 
 A call never writes what is not accepted; `accept` appends rows and commits when the cache is full. Knows
 nothing of text.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from edgespec.errors import BackendError, InputError
+from edgespec.runtime.program import Program
 from edgespec.spec import GraphSpec, ModelEntry
 
 NUMPY = {"float32": np.float32, "int32": np.int32}
@@ -49,8 +52,9 @@ class Engine:
         self.opener = opener or self._open
         self.spec, self.cache = entry.spec, entry.cache
         self.graphs = {(g.kind, g.width, g.bucket): g for g in entry.graphs}
-        self.sessions: dict[str, ort.InferenceSession] = {}
-        self.bound: dict[str, tuple[Any, dict[str, np.ndarray]]] = {}
+        self.sessions: dict[tuple[str, str], Any] = {}  # by file and method
+        self.programs: dict[str, Program] = {}
+        self.bound: dict[tuple[str, str], tuple[Callable[[], None], dict[str, np.ndarray]]] = {}
         self.pending: dict[str, np.ndarray] = {}
         self.caches: dict[str, list[np.ndarray]] = {}
         heads, layers = (self.spec.heads, self.spec.head_dim), self.spec.layers
@@ -98,13 +102,14 @@ class Engine:
         for part, buffers in self.caches.items():
             for buffer, rows in zip(buffers, snapshot.caches[part], strict=True):
                 buffer[:, :, : self.count] = rows
+        self._forget()
 
     def close(self) -> None:
         """Give back the memory of the graphs (ONNX Runtime keeps each one's weights).
 
         A call opens its graph again.
         """
-        self.sessions, self.bound, self.pending = {}, {}, {}
+        self.sessions, self.programs, self.bound, self.pending = {}, {}, {}, {}
 
     @property
     def free(self) -> int:
@@ -151,12 +156,12 @@ class Engine:
             )
         self._fit(self.count + rows)
         graph = self.graphs[kind, width, self.bucket]
-        binding, arrays = self._binding(graph)
+        run, arrays = self._binding(graph)
         arrays["tokens"][0, :rows], arrays["tokens"][0, rows:] = tokens, 0
         arrays["position"][0], arrays["count"][0] = self._place, self.count
         if kind == "prefill":
             arrays["row"][0] = rows - 1
-        self.sessions[graph.file].run_with_iobinding(binding)
+        run()
         self.pending = arrays
         made = {
             name: arrays[name]
@@ -282,6 +287,14 @@ class Engine:
             if self.cache.positions == "compact":
                 keys[:, :, :budget] = made["kept_keys"]
         self.count = self.observed = budget
+        self._forget()
+
+    def _forget(self) -> None:
+        """Under the `rows` contract a free slot holds zeros: in some formats it takes part, times one."""
+        if self.cache.contract == "rows":
+            for buffers in self.caches.values():
+                for buffer in buffers:
+                    buffer[:, :, self.count :] = 0
 
     def _observe(self) -> None:
         """Add the block that is full now to what the policy carries."""
@@ -328,11 +341,11 @@ class Engine:
                 new[0, :, : self.count] = old[0, :, : self.count]
         self.caches, self.bucket, self.bound = fresh, bucket, {}
 
-    def _binding(self, graph: GraphSpec) -> tuple[Any, dict[str, np.ndarray]]:
-        """A graph's inputs and outputs bound to fixed arrays; under `append` each buffer is both."""
-        if graph.file in self.bound:
-            return self.bound[graph.file]
-        binding = self._session(graph).io_binding()
+    def _binding(self, graph: GraphSpec) -> tuple[Callable[[], None], dict[str, np.ndarray]]:
+        """What runs a graph on fixed arrays, and these; under `append` each buffer is input and output."""
+        key = graph.file, graph.method
+        if key in self.bound:
+            return self.bound[key]
         caches = {
             f"{part}_{i}": buffer for part, buffers in self.caches.items() for i, buffer in enumerate(buffers)
         }
@@ -341,18 +354,27 @@ class Engine:
         for tensor in graph.inputs:
             own = caches.get(tensor.name)
             arrays[tensor.name] = np.zeros(tensor.shape, NUMPY[tensor.dtype]) if own is None else own
-            bind(binding.bind_input, tensor.name, arrays[tensor.name])
         for tensor in graph.outputs:
             own = caches.get(tensor.name.removeprefix("new_"))
             arrays[tensor.name] = np.zeros(tensor.shape, NUMPY[tensor.dtype]) if own is None else own
-            bind(binding.bind_output, tensor.name, arrays[tensor.name])
-        self.bound[graph.file] = binding, arrays
-        return binding, arrays
+        session = self._session(graph)
+        run = partial(session.run_into, arrays) if graph.method else bound_run(session, graph, arrays)
+        self.bound[key] = run, arrays
+        return run, arrays
 
-    def _session(self, graph: GraphSpec) -> ort.InferenceSession:
-        if graph.file not in self.sessions:
-            self.sessions[graph.file] = self.opener(self.folder / graph.file)
-        return self.sessions[graph.file]
+    def _session(self, graph: GraphSpec) -> Any:
+        """What runs a graph, opened once: an InferenceSession, or a Method."""
+        key = graph.file, graph.method
+        if key not in self.sessions:
+            path = self.folder / graph.file
+            self.sessions[key] = self._program(path).method(graph) if graph.method else self.opener(path)
+        return self.sessions[key]
+
+    def _program(self, path: Path) -> Program:
+        """A model's ExecuTorch program, opened once."""
+        if path.name not in self.programs:
+            self.programs[path.name] = Program(path, self.folder / self.entry.weights, self.threads)
+        return self.programs[path.name]
 
     def _open(self, path: Path) -> ort.InferenceSession:
         """A graph on this machine's processor."""
@@ -370,6 +392,13 @@ class Engine:
             ) from error
 
 
-def bind(binder: Any, name: str, array: np.ndarray) -> None:
-    """Bind an array's own memory under a name."""
-    binder(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
+def bound_run(
+    session: ort.InferenceSession, graph: GraphSpec, arrays: dict[str, np.ndarray]
+) -> Callable[[], None]:
+    """What runs a session on the arrays' own memory."""
+    binding = session.io_binding()
+    for tensors, bind in ((graph.inputs, binding.bind_input), (graph.outputs, binding.bind_output)):
+        for name in (tensor.name for tensor in tensors):
+            array = arrays[name]
+            bind(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
+    return partial(session.run_with_iobinding, binding)

@@ -116,7 +116,7 @@ class Runtime:
             except BackendError as error:
                 hint = f'is it there? edgespec push {path} --via "{shlex.join(remote.via)}"'
                 raise BackendError(error.message, hint) from None
-        start = list(command) or [str(binary(note))]
+        start = list(command) or [str(binary(note, form=bundle.manifest.format))]
         start += ["--bundle", str(bundle.path)]
         if threads:
             start += ["--threads", str(threads)]

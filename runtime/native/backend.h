@@ -30,15 +30,17 @@ class Graph {
 class Backend {
   public:
     virtual ~Backend() = default;
-    virtual std::unique_ptr<Graph> open(const std::string& file) = 0;
+    virtual std::unique_ptr<Graph> open(const ModelEntry& model, const GraphSpec& graph) = 0;
 };
 
-struct OnnxOptions {
+struct BackendOptions {
     int threads = 1;
     bool prepack = true;  // weights also in the kernels' own layout: faster, and once more in memory
 };
 
-// Graphs of the bundle in this folder on ONNX Runtime's CPU kernels.
-std::unique_ptr<Backend> onnx_backend(const std::string& folder, const OnnxOptions& options);
+// The backend that this binary was linked with (backend_onnx.cpp or backend_executorch.cpp), over the bundle in a folder;
+// and the format of the bundles that it runs.
+std::unique_ptr<Backend> open_backend(const std::string& folder, const BackendOptions& options);
+extern const char* const BACKEND_FORMAT;
 
 }  // namespace edgespec

@@ -113,7 +113,7 @@ class OnnxGraph : public Graph {
 
 class OnnxBackend : public Backend {
   public:
-    OnnxBackend(std::string folder, const OnnxOptions& options) : folder_(std::move(folder)), options_(options) {
+    OnnxBackend(std::string folder, const BackendOptions& options) : folder_(std::move(folder)), options_(options) {
         if (!api) api = OrtGetApiBase()->GetApi(API_VERSION);
         if (!api) throw Error("the ONNX Runtime library is older than 1.17", "install the version that edgespec pins");
         OrtThreadingOptions* threading = nullptr;
@@ -132,7 +132,8 @@ class OnnxBackend : public Backend {
         api->ReleaseEnv(env_);
     }
 
-    std::unique_ptr<Graph> open(const std::string& file) override {
+    std::unique_ptr<Graph> open(const ModelEntry&, const GraphSpec& graph) override {
+        const std::string& file = graph.file;
         const std::string path = folder_ + "/" + file;
         OrtSessionOptions* options = nullptr;
         check(api->CreateSessionOptions(&options), "make session options");
@@ -178,7 +179,7 @@ class OnnxBackend : public Backend {
     }
 
     std::string folder_;
-    OnnxOptions options_;
+    BackendOptions options_;
     OrtEnv* env_ = nullptr;
     OrtMemoryInfo* memory_ = nullptr;
     OrtPrepackedWeightsContainer* prepacked_ = nullptr;
@@ -189,7 +190,9 @@ class OnnxBackend : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> onnx_backend(const std::string& folder, const OnnxOptions& options) {
+const char* const BACKEND_FORMAT = "onnx";
+
+std::unique_ptr<Backend> open_backend(const std::string& folder, const BackendOptions& options) {
     return std::make_unique<OnnxBackend>(folder, options);
 }
 

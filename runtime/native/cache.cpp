@@ -22,7 +22,8 @@ Cache::Cache(const ModelEntry& model) : model_(model) {
     if (model.carries) carried_.resize(size_t(model.layers * model.carried_floats()));
 }
 
-// Under `rows` a masked row still takes part, times zero: what is forgotten must not stay, it may be NaN.
+// Under `rows` a masked row still takes part, times zero, and ExecuTorch's graphs add a call's rows to the free slots:
+// what is forgotten must not stay.
 void Cache::clear() {
     count_ = position_ = settled_ = 0, bucket_ = 0;
     std::fill(carried_.begin(), carried_.end(), 0.0f);
@@ -31,11 +32,20 @@ void Cache::clear() {
 
 void Cache::roll_back(int rows) {
     count_ -= rows, position_ -= rows;
+    forget(this->rows());
+}
+
+void Cache::committed() {
+    count_ = settled_ = model_.budget;
+    forget(rows());
+}
+
+void Cache::forget(int64_t rows) {
     const int64_t d = model_.head_dim;
     if (model_.contract == "rows")
         for (int layer = 0; layer < 2 * model_.layers; ++layer)
             for (int head = 0; head < model_.kv_heads; ++head)
-                std::fill_n(data_.get() + layer * size_ + (head * this->rows() + count_) * d, rows * d, 0.0f);
+                std::fill_n(data_.get() + layer * size_ + (head * rows + count_) * d, (rows - count_) * d, 0.0f);
 }
 
 bool Cache::fit(int rows) {
@@ -54,6 +64,7 @@ void Cache::relay(int64_t from, int64_t to) {
             float* buffer = data_.get() + layer * size_;
             std::memmove(buffer + head * to * d, buffer + head * from * d, size_t(count_ * d) * sizeof(float));
         }
+    forget(to);
 }
 
 void Cache::append(int rows, int width, const float* new_keys, const float* new_values, const float* new_queries) {

@@ -43,7 +43,7 @@ class Cache {
     void keep(int layer, const int32_t* keep);
     // The kept keys [KV,N,d] as a commit turned them.
     void replace_keys(int layer, const float* keys);
-    void committed() { count_ = settled_ = model_.budget; }
+    void committed();
     bool must_observe() const { return model_.carries && count_ == settled_ + model_.block && count_ < model_.slots(); }
     void observed() { settled_ = count_; }
 
@@ -53,6 +53,7 @@ class Cache {
 
   private:
     void relay(int64_t from, int64_t to);
+    void forget(int64_t rows);  // behind the filled ones, of a layout of so many
 
     const ModelEntry& model_;
     std::vector<int64_t> rows_;

@@ -24,11 +24,11 @@ int fail(int code, const std::string& error, const std::string& hint) {
 
 edgespec::Options parse(int argc, char** argv) {
     edgespec::Options out;
-    out.onnx.threads = std::clamp(int(std::thread::hardware_concurrency()), 1, 4);
+    out.backend.threads = std::clamp(int(std::thread::hardware_concurrency()), 1, 4);
     for (int i = 1; i < argc; ++i) {
         const std::string flag = argv[i];
         if (flag == "--no-prepack") {
-            out.onnx.prepack = false;
+            out.backend.prepack = false;
             continue;
         }
         if (flag != "--bundle" && flag != "--threads" && flag != "--table") throw edgespec::Error("unknown flag " + flag, "see edgespec-runtime --help");
@@ -36,8 +36,8 @@ edgespec::Options parse(int argc, char** argv) {
         if (flag == "--bundle") out.bundle = argv[i];
         if (flag == "--table") out.table = argv[i];
         if (flag != "--threads") continue;
-        const auto [end, fault] = std::from_chars(argv[i], argv[i] + std::strlen(argv[i]), out.onnx.threads);
-        if (fault != std::errc() || *end || out.onnx.threads < 1 || out.onnx.threads > 256) throw edgespec::Error("--threads must be 1 to 256", "see edgespec-runtime --help");
+        const auto [end, fault] = std::from_chars(argv[i], argv[i] + std::strlen(argv[i]), out.backend.threads);
+        if (fault != std::errc() || *end || out.backend.threads < 1 || out.backend.threads > 256) throw edgespec::Error("--threads must be 1 to 256", "see edgespec-runtime --help");
     }
     if (out.bundle.empty()) throw edgespec::Error("no bundle is named", "edgespec-runtime --bundle DIR");
     return out;

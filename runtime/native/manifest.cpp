@@ -15,7 +15,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int SCHEMA = 4;
+constexpr int SCHEMA = 5;
 constexpr int64_t LARGEST_MANIFEST = 64 << 20, MOST = int64_t{1} << 31;
 const char* const AGAIN = "export the bundle again";
 
@@ -84,6 +84,7 @@ GraphSpec graph(const Json& data, const std::string& where) {
     GraphSpec out;
     out.file = field<std::string>(data, "file", where);
     out.kind = field<std::string>(data, "kind", where);
+    out.method = field<std::string>(data, "method", where);
     out.width = number(data, "width", where, 1);
     out.bucket = number(data, "bucket", where, 1);
     for (const Json& t : array(data, "inputs", where)) out.inputs.push_back(tensor(t, where + ".inputs"));
@@ -158,7 +159,7 @@ void read_head_ids(ModelEntry& m, const std::string& folder) {
     }
 }
 
-ModelEntry model(const Json& data, const std::string& folder, const Json& files) {
+ModelEntry model(const Json& data, const std::string& folder, const Json& files, const std::string& format) {
     ModelEntry m;
     m.name = field<std::string>(data, "name", "models");
     const std::string where = m.name;
@@ -193,6 +194,7 @@ ModelEntry model(const Json& data, const std::string& folder, const Json& files)
     for (const GraphSpec& g : m.graphs) m.carries = m.carries || g.kind == "observe";
     if (m.heads % m.kv_heads || m.queries > m.block || (m.carries && m.budget % m.block)) throw Error(where + ": its cache makes no sense", AGAIN);
     for (const GraphSpec& g : m.graphs) {
+        if (g.method.empty() == (format == "executorch")) throw Error(where + "." + g.file + " names a method, or none, where its format does otherwise", AGAIN);
         check_graph(m, g, where + "." + g.file);
         if (!files.contains(g.file)) throw Error("the manifest names " + g.file + ", which manifest.files lacks", AGAIN);
     }
@@ -205,6 +207,7 @@ ModelEntry model(const Json& data, const std::string& folder, const Json& files)
         throw Error(where + ": its context rows make no sense", AGAIN);
     if (m.head_ids_file.empty() && m.head_rows != m.vocab) throw Error(where + ": a trimmed head without its ids", AGAIN);
     if (!m.head_ids_file.empty() && !files.contains(m.head_ids_file)) throw Error("manifest.files lacks " + m.head_ids_file, AGAIN);
+    if (format == "executorch" && !files.contains(m.weights)) throw Error("manifest.files lacks " + m.weights, AGAIN);
     if (files.contains(m.weights)) m.bytes_weights = files.at(m.weights).value("bytes", int64_t{0});
     read_head_ids(m, folder);
     return m;
@@ -259,10 +262,12 @@ Manifest read_manifest(const std::string& folder) {
     const int schema = number(data, "schema", "manifest");
     if (schema != SCHEMA) throw Error("the bundle has schema " + std::to_string(schema) + ", this runtime reads " + std::to_string(SCHEMA), schema > SCHEMA ? "update edgespec" : AGAIN);
     out.device = field<std::string>(data, "device", "manifest");
+    out.format = field<std::string>(data, "format", "manifest");
+    if (out.format != "onnx" && out.format != "executorch") throw Error("manifest.format is unknown: " + out.format, "update edgespec");
     const Json files = field<Json>(data, "files", "manifest");
     if (!files.is_object()) throw Error("manifest.files is no object", AGAIN);
     for (const auto& [name, entry] : files.items()) check_file(folder, name, field<int64_t>(entry, "bytes", "manifest.files"));
-    for (const Json& m : array(data, "models", "manifest")) out.models.push_back(model(m, folder, files));
+    for (const Json& m : array(data, "models", "manifest")) out.models.push_back(model(m, folder, files, out.format));
     if (!out.model("target")) throw Error("the bundle has no target model", AGAIN);
     const ModelEntry* draft = out.model("draft");
     if (draft && draft->context_rows && draft->hidden != out.model("target")->hidden) throw Error("draft: its context rows make no sense", AGAIN);

@@ -21,6 +21,7 @@ struct GraphSpec {
     std::string file, kind;
     int width = 0, bucket = 0;
     std::vector<TensorSpec> inputs, outputs;
+    std::string method = {};  // its name in an ExecuTorch program, else empty
 
     bool policy() const { return kind == "commit" || kind == "observe"; }  // of one layer
     bool step() const { return !policy() && kind != "context"; }
@@ -45,7 +46,7 @@ struct ModelEntry {
 };
 
 struct Manifest {
-    std::string folder, device;
+    std::string folder, device, format;
     uint64_t identity = 0;  // of the manifest's bytes: a snapshot belongs to one bundle
     std::vector<ModelEntry> models;
     std::vector<int> stop_ids;

@@ -25,7 +25,7 @@ Model::Model(const ModelEntry& e, Backend& backend) : entry(e) {
     for (const GraphSpec& g : entry.graphs) {
         Opened& o = graphs_[{g.kind, g.step() ? g.width : 0, g.bucket}];
         o.spec = &g;
-        o.graph = backend.open(g.file);
+        o.graph = backend.open(entry, g);
         for (const auto* tensors : {&g.inputs, &g.outputs})
             for (const TensorSpec& t : *tensors)
                 if (g.policy() ? is_own(t.name, entry.compact) : !is_cache(t.name) && !is_context(t.name)) {

@@ -168,17 +168,25 @@ class Fields {
     std::set<std::string> taken_;
 };
 
+// The manifest, of a bundle that this binary can run.
+Manifest ours(Manifest manifest) {
+    if (manifest.format != BACKEND_FORMAT)
+        throw Error("the bundle's graphs are of format " + manifest.format + ", this runtime runs " + BACKEND_FORMAT,
+                    "start " + std::string(manifest.format == "executorch" ? "edgespec-runtime-executorch" : "edgespec-runtime") + ", or let edgespec generate start it");
+    return manifest;
+}
+
 class Server : public Listener {
   public:
     explicit Server(const Options& options)
-        : lines_(input()), bundle_(read_manifest(options.bundle)), backend_(onnx_backend(options.bundle, options.onnx)),
+        : lines_(input()), bundle_(ours(read_manifest(options.bundle))), backend_(open_backend(options.bundle, options.backend)),
           costs_(options.table.empty() ? default_costs(bundle_) : read_costs(options.table, bundle_)), options_(options) {
         const auto start = Clock::now();
         target_ = std::make_unique<Model>(*bundle_.model("target"), *backend_);
         if (const ModelEntry* draft = bundle_.model("draft")) draft_ = std::make_unique<Model>(*draft, *backend_);
         const ModelEntry& t = target_->entry;
         say({{"event", "ready"}, {"protocol", 1}, {"version", EDGESPEC_VERSION}, {"bundle", options.bundle}, {"draft", bool(draft_)},
-             {"positions", t.positions}, {"slots", t.slots()}, {"policy", t.policy}, {"widths", t.widths("verify")}, {"threads", options.onnx.threads},
+             {"positions", t.positions}, {"slots", t.slots()}, {"policy", t.policy}, {"widths", t.widths("verify")}, {"threads", options.backend.threads},
              {"stop_ids", bundle_.stop_ids}, {"table", costs_.name}, {"load_s", std::chrono::duration<double>(Clock::now() - start).count()},
              {"bytes_rss", rss_now()}});
     }
@@ -313,7 +321,7 @@ class Server : public Listener {
         const int runs = int(f.whole("runs", 20, 1, 10000));
         f.done();
         const auto ran = [&](int run) { say({{"id", id_}, {"event", "run"}, {"run", run}}); };  // it may take minutes
-        return {{"table", measure(*target_, draft_.get(), runs, options_.onnx.threads, ran)}};
+        return {{"table", measure(*target_, draft_.get(), runs, options_.backend.threads, ran)}};
     }
 
     Json generate(Fields& f) {

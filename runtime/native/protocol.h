@@ -11,7 +11,7 @@ extern const char* const HELP;
 
 struct Options {
     std::string bundle, table;
-    OnnxOptions onnx;
+    BackendOptions backend;
 };
 
 // Serve requests from standard input until it ends; the exit code.

@@ -86,7 +86,17 @@ REFUSED = [
     ),
     ({"window": 129}, "window 129 is not 1 to 128", "use another --window"),
     ({"device": "gpu"}, "unknown device 'gpu'", "use one of: cpu, npu"),
-    ({"format": "tflite"}, "unknown format 'tflite'", "use one of: onnx"),
+    ({"format": "tflite"}, "unknown format 'tflite'", "use one of: onnx, executorch"),
+    (
+        {"format": "executorch", "device": "npu"},
+        "format executorch is given for device npu",
+        "leave --device out, or --format",
+    ),
+    (
+        {"format": "executorch", "weights": "int4"},
+        "weights int4 cannot run in an ExecuTorch program",
+        "use --weights fp32, or --format onnx",
+    ),
     ({"weights": "int2"}, "unknown weights 'int2'", "use one of: int4, int8, fp16, fp32"),
     (
         {"device": "npu", "weights": "int8"},

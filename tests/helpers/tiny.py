@@ -16,7 +16,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from edgespec.exporters import assemble
+from edgespec.exporters import assemble, exporter
 from edgespec.exporters.checkpoint import Checkpoint, open_checkpoint
 from edgespec.exporters.program import build_program
 from edgespec.exporters.step import model_spec
@@ -108,7 +108,12 @@ _policy_graphs = functools.cache(assemble.policy_graphs)
 
 
 def export_tiny(
-    source: Checkpoint, cache: CacheSpec, folder: Path, widths: tuple[int, ...] = (2, 4), **job: Any
+    source: Checkpoint,
+    cache: CacheSpec,
+    folder: Path,
+    widths: tuple[int, ...] = (2, 4),
+    form: str = "onnx",
+    **job: Any,
 ) -> Engine:
     """A model's graphs written by the exporter, and the engine that runs them.
 
@@ -130,5 +135,5 @@ def export_tiny(
         mock.patch.object(assemble, "build_program", traced),
         mock.patch.object(assemble, "policy_graphs", _policy_graphs),
     ):
-        entry, _ = assemble.export_model(work, folder, Progress(quiet=True))
+        entry, _ = exporter(form)(work, folder, Progress(quiet=True))
     return Engine(folder, entry, threads=1)

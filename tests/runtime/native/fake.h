@@ -149,11 +149,7 @@ class FakeGraph : public Graph {
 class FakeBackend : public Backend {
   public:
     explicit FakeBackend(const ModelEntry& model) : m_(model) {}
-    std::unique_ptr<Graph> open(const std::string& file) override {
-        for (const GraphSpec& g : m_.graphs)
-            if (g.file == file) return std::make_unique<FakeGraph>(m_, g, faults);
-        return nullptr;
-    }
+    std::unique_ptr<Graph> open(const ModelEntry&, const GraphSpec& graph) override { return std::make_unique<FakeGraph>(m_, graph, faults); }
     Faults faults;
 
   private:

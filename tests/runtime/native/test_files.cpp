@@ -45,7 +45,7 @@ static void tables() {
 }
 
 static std::string manifest(const std::string& files, const std::string& models) {
-    return R"({"schema":4,"device":"cpu","tokenizer":{"stop_ids":[2]},"files":{)" + files + R"(},"models":[)" + models + "]}";
+    return R"({"schema":5,"device":"cpu","format":"onnx","tokenizer":{"stop_ids":[2]},"files":{)" + files + R"(},"models":[)" + models + "]}";
 }
 
 static void manifests() {
@@ -54,7 +54,7 @@ static void manifests() {
         return error_of([] { read_manifest(folder); });
     };
     CHECK(refused("") == "manifest.json is no JSON object" && refused("[1") != "" && refused("{}") != "");
-    CHECK(refused(R"({"schema":99})") == "the bundle has schema 99, this runtime reads 4");
+    CHECK(refused(R"({"schema":99})") == "the bundle has schema 99, this runtime reads 5");
     CHECK(refused(R"({"schema":1e99})") != "" && refused(R"({"schema":-1})") != "" && refused(R"({"schema":18446744073709551615})") != "");
     CHECK(refused(manifest(R"("../x":{"bytes":1})", "")) == "manifest.files names an unsafe path");
     CHECK(refused(manifest(R"("/etc/passwd":{"bytes":1})", "")) == "manifest.files names an unsafe path");
@@ -71,7 +71,7 @@ static void manifests() {
     CHECK(parse_json(nested(60)).is_array() && parse_json(nested(70)).is_discarded());
     for (const std::string& deep : {std::string(100000, '['), nested(1000000)}) {  // ends in an error, not in the stack
         CHECK(refused(deep) == "manifest.json is no JSON object");
-        CHECK(refused(R"({"schema":4,"device":"cpu","files":)" + deep + "}") == "manifest.json is no JSON object");
+        CHECK(refused(R"({"schema":5,"device":"cpu","format":"onnx","files":)" + deep + "}") == "manifest.json is no JSON object");
     }
 }
 
