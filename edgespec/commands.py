@@ -226,7 +226,9 @@ def _opened(config: GenerateConfig | ChatConfig, progress: Progress, costs: Any 
     runtime_type = load("edgespec.runtime.session", "Runtime", extra="onnx")
     remote_type = load("edgespec.runtime.remote", "Remote", extra="onnx")
     remote = remote_type(config.via, config.to) if config.via else None
-    return runtime_type.open(config.bundle, config.threads, note=progress.note, remote=remote, costs=costs)
+    return runtime_type.open(
+        config.bundle, config.threads, note=progress.note, remote=remote, costs=costs, soc=config.soc
+    )
 
 
 def _settings(config: GenerateConfig | ChatConfig) -> Any:

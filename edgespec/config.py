@@ -252,11 +252,16 @@ class _Answering:
     repetition_penalty: float = flag("above 1 makes tokens already said less likely", 1.0, kw_only=True)
     seed: int = flag("of the sampling: the same seed repeats a text", 0, kw_only=True)
     threads: int = flag(THREADS, 0, kw_only=True)
+    soc: str = flag("run an npu bundle on this Qualcomm SoC's NPU, emulated here", "", kw_only=True)
     via: str = flag(f"{VIA}; answer there, after edgespec push", "", kw_only=True)
     to: str = flag(TO, "", kw_only=True)
 
     def check(self) -> Self:
         """Itself, or an InputError for the first value that cannot work."""
+        if self.soc:
+            one_of("soc", self.soc, SOCS)
+        if self.soc and self.via:
+            raise InputError("a device reached by --via runs its own SoC", "leave --soc or --via out")
         between("max_new_tokens", self.max_new_tokens, 1, 2**20)
         between("temperature", self.temperature, 0, 100)
         between("top_k", self.top_k, 0, 2**30)

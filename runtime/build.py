@@ -65,7 +65,7 @@ def binary(note: Callable[[str], None], sanitize: bool = False, arch: str = "", 
     arch = "" if arch == platform.machine() else arch
     sanitize = sanitize or (not arch and os.environ.get("EDGESPEC_SANITIZE") == "1")
     library = cross_library(arch) if arch else onnx_library()
-    executorch = None if arch else executorch_package()
+    executorch = None if arch else package("executorch")
     if form == "executorch" and executorch is None:
         raise (
             BackendError(
@@ -192,9 +192,9 @@ def onnx_library() -> Path:
     return found[-1]
 
 
-def executorch_package() -> Path | None:
-    """The folder of the installed executorch package, which is not imported; None where there is none."""
-    spec = find_spec("executorch")
+def package(name: str) -> Path | None:
+    """The folder of an installed package, which is not imported; None where there is none."""
+    spec = find_spec(name)
     places = spec.submodule_search_locations if spec else None
     return Path(next(iter(places))) if places else None
 
@@ -264,7 +264,7 @@ def key(library: Path, sanitize: bool, arch: str) -> str:
         arch or platform.machine(),
         sanitize,
         given_headers() or system_headers(),
-        distribution("executorch").version if not arch and executorch_package() else "",
+        distribution("executorch").version if not arch and package("executorch") else "",
     )
     made.update(repr(facts).encode())
     return made.hexdigest()[:16]

@@ -25,10 +25,11 @@ import tokenizers
 from edgespec.bundle import Bundle, open_bundle
 from edgespec.errors import BackendError, BundleError, InputError
 from edgespec.progress import Advance
-from edgespec.runtime.build import binary
+from edgespec.runtime.build import binary, package
 from edgespec.runtime.process import ANSWERS, Process
 from edgespec.runtime.remote import Remote
 from edgespec.runtime.text import Message, Streamed, render
+from edgespec.soc import SOCS
 
 DECIDING = ("drafter", "stop_rule", "draft_tokens", "temperature")  # what a trace says of how it was made
 QUESTIONS = (
@@ -100,6 +101,7 @@ class Runtime:
         note: Callable[[str], None] | None = None,
         tuned: bool = True,
         costs: Path | None = None,
+        soc: str = "",
     ) -> Runtime:
         """Start the runtime over the bundle in this folder, compiling it first if need be.
 
@@ -107,7 +109,8 @@ class Runtime:
         such as an emulator's words; `--bundle PATH` is added. `remote`: start it there, on the copy that
         `edgespec push` made. `note` is told what takes long.
         `tuned`: use the table of call costs beside the bundle, where there is one of this processor. `costs`:
-        another table instead; the file is read before this returns.
+        another table instead; the file is read before this returns. `soc`: compile the graphs for this Qualcomm
+        SoC (edgespec.soc) and run them on its NPU, which the package onnxruntime-qnn emulates on x86-64.
         """
         bundle, note = open_bundle(path), note or _to_stderr
         if remote:
@@ -117,7 +120,7 @@ class Runtime:
                 hint = f'is it there? edgespec push {path} --via "{shlex.join(remote.via)}"'
                 raise BackendError(error.message, hint) from None
         start = list(command) or [str(binary(note, form=bundle.manifest.format))]
-        start += ["--bundle", str(bundle.path)]
+        start += ["--bundle", str(bundle.path), *(_on_npu(soc) if soc else [])]
         if threads:
             start += ["--threads", str(threads)]
         if costs:
@@ -320,6 +323,14 @@ class Session:
 def table_of(bundle: Path) -> Path:
     """Where `edgespec tune` keeps a bundle's table of call costs: beside it."""
     return Path(os.path.abspath(bundle) + ".tune.json")
+
+
+def _on_npu(soc: str) -> list[str]:
+    """The runtime's flags for a Qualcomm SoC; BackendError where its provider is not installed."""
+    if (folder := package("onnxruntime_qnn")) is None:
+        raise BackendError("Qualcomm's compiler is not installed", "pip install 'edgespec[qnn]'")
+    chip = SOCS[soc]
+    return ["--qnn", str(folder), "--htp-arch", str(chip.htp_arch), "--soc-model", str(chip.soc_model)]
 
 
 def _is_of(table: Path, processor: str) -> bool:

@@ -106,7 +106,7 @@ FOLDERS = {
         "soc",
     }
     | {"progress", "profiles", "prompts", "vocabulary", "trim_result"},
-    "runtime": {"errors", "spec", "bundle", "trace", "build", "progress"},
+    "runtime": {"errors", "spec", "bundle", "trace", "build", "progress", "soc"},
     "profiles": {"errors"},
 }
 FRONTS = {"optimum_command.py": {"cli"}}  # a second command line over the first

@@ -33,7 +33,14 @@ class Backend {
     virtual std::unique_ptr<Graph> open(const ModelEntry& model, const GraphSpec& graph) = 0;
 };
 
+// Qualcomm's NPU: the folder of its provider and compiler; empty: graphs run on the processor.
+struct QnnOptions {
+    std::string folder;
+    int htp_arch = 0, soc_model = 0;
+};
+
 struct BackendOptions {
+    QnnOptions qnn;
     int threads = 1;
     bool prepack = true;  // weights also in the kernels' own layout: faster, and once more in memory
 };

@@ -19,6 +19,7 @@
 #include "backend.h"
 #include "error.h"
 #include "onnx_table.h"
+#include "qnn.h"
 
 namespace edgespec {
 namespace {
@@ -124,6 +125,7 @@ class OnnxBackend : public Backend {
         api->ReleaseThreadingOptions(threading);
         check(api->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory_), "start");
         check(api->CreatePrepackedWeightsContainer(&prepacked_), "start");
+        if (!options_.qnn.folder.empty()) qnn_ = std::make_unique<Qnn>(env_, options_.qnn);
     }
     ~OnnxBackend() override {
         for (auto& [key, value] : weights_) api->ReleaseValue(value);
@@ -141,6 +143,12 @@ class OnnxBackend : public Backend {
         check(api->DisablePerSessionThreads(options), "share its threads");
         // The arena keeps the largest call's scratch for every graph; the system's allocator gives it back.
         check(api->DisableCpuMemArena(options), "set the allocator");
+        if (qnn_) {  // the compiler copies what it needs of the weights
+            qnn_->add_to(options);
+            OrtSession* compiled = nullptr;
+            check(api->CreateSession(env_, path.c_str(), options, &compiled), "compile " + file + " for the NPU");
+            return std::make_unique<OnnxGraph>(compiled, memory_);
+        }
         if (!options_.prepack) check(api->AddSessionConfigEntry(options, "session.disable_prepacking", "1"), "set prepacking");
         const Mapping model(path);
         for (const External& array : external_arrays(model.data(), model.size()))
@@ -180,6 +188,7 @@ class OnnxBackend : public Backend {
 
     std::string folder_;
     BackendOptions options_;
+    std::unique_ptr<Qnn> qnn_;
     OrtEnv* env_ = nullptr;
     OrtMemoryInfo* memory_ = nullptr;
     OrtPrepackedWeightsContainer* prepacked_ = nullptr;

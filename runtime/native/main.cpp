@@ -6,6 +6,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <system_error>
 #include <thread>
@@ -17,7 +18,8 @@ namespace {
 
 int fail(int code, const std::string& error, const std::string& hint) {
     const std::string line = nlohmann::json{{"error", error}, {"hint", hint}}.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-    std::puts(line.c_str());
+    std::fprintf(edgespec::events(), "%s\n", line.c_str());
+    std::fflush(edgespec::events());
     std::fprintf(stderr, "error: %s\nhint:  %s\n", error.c_str(), hint.c_str());
     return code;
 }
@@ -25,21 +27,30 @@ int fail(int code, const std::string& error, const std::string& hint) {
 edgespec::Options parse(int argc, char** argv) {
     edgespec::Options out;
     out.backend.threads = std::clamp(int(std::thread::hardware_concurrency()), 1, 4);
+    edgespec::QnnOptions& qnn = out.backend.qnn;
+    const std::map<std::string, std::string*> texts{{"--bundle", &out.bundle}, {"--table", &out.table}, {"--qnn", &qnn.folder}};
+    const std::map<std::string, std::pair<int, int*>> numbers{
+        {"--threads", {256, &out.backend.threads}}, {"--htp-arch", {1000, &qnn.htp_arch}}, {"--soc-model", {100'000, &qnn.soc_model}}};
     for (int i = 1; i < argc; ++i) {
         const std::string flag = argv[i];
         if (flag == "--no-prepack") {
             out.backend.prepack = false;
             continue;
         }
-        if (flag != "--bundle" && flag != "--threads" && flag != "--table") throw edgespec::Error("unknown flag " + flag, "see edgespec-runtime --help");
+        const auto text = texts.find(flag);
+        const auto number = numbers.find(flag);
+        if (text == texts.end() && number == numbers.end()) throw edgespec::Error("unknown flag " + flag, "see edgespec-runtime --help");
         if (++i == argc) throw edgespec::Error(flag + " needs a value", "see edgespec-runtime --help");
-        if (flag == "--bundle") out.bundle = argv[i];
-        if (flag == "--table") out.table = argv[i];
-        if (flag != "--threads") continue;
-        const auto [end, fault] = std::from_chars(argv[i], argv[i] + std::strlen(argv[i]), out.backend.threads);
-        if (fault != std::errc() || *end || out.backend.threads < 1 || out.backend.threads > 256) throw edgespec::Error("--threads must be 1 to 256", "see edgespec-runtime --help");
+        if (text != texts.end()) {
+            *text->second = argv[i];
+            continue;
+        }
+        const auto [most, place] = number->second;
+        const auto [end, fault] = std::from_chars(argv[i], argv[i] + std::strlen(argv[i]), *place);
+        if (fault != std::errc() || *end || *place < 1 || *place > most) throw edgespec::Error(flag + " must be 1 to " + std::to_string(most), "see edgespec-runtime --help");
     }
     if (out.bundle.empty()) throw edgespec::Error("no bundle is named", "edgespec-runtime --bundle DIR");
+    if (!qnn.folder.empty() && !(qnn.htp_arch && qnn.soc_model)) throw edgespec::Error("--qnn needs --htp-arch and --soc-model", "for an 8 Elite: --htp-arch 79 --soc-model 69");
     return out;
 }
 
@@ -60,6 +71,7 @@ int main(int argc, char** argv) {
         if (!std::strcmp(argv[i], "--help") || !std::strcmp(argv[i], "-h")) return std::fputs(edgespec::HELP, stdout), 0;
         if (!std::strcmp(argv[i], "--version")) return std::puts(EDGESPEC_VERSION), 0;
     }
+    edgespec::events();
     try {
         return edgespec::serve(parse(argc, argv));
     } catch (const edgespec::Error& e) {

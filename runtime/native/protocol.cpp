@@ -24,7 +24,7 @@
 
 namespace edgespec {
 
-const char* const HELP = R"(edgespec-runtime --bundle DIR [--threads N] [--table FILE] [--no-prepack]
+const char* const HELP = R"(edgespec-runtime --bundle DIR [--threads N] [--table FILE] [--no-prepack] [--qnn DIR --htp-arch N --soc-model N]
 
 Runs a bundle's graphs: speculative decoding over JSON lines, one request a line on standard input, events on
 standard output. Tokens are ids of the bundle's tokenizer; texts are the driver's business.
@@ -32,6 +32,8 @@ standard output. Tokens are ids of the bundle's tokenizer; texts are the driver'
   --threads N    threads of all graphs together (default: the machine's cores, at most 4)
   --table FILE   what calls cost, as `tune` measured it (default: a guess from the bundle)
   --no-prepack   keep weights once in memory, in the file's own layout: smaller, slower
+  --qnn DIR      compile the graphs for Qualcomm's NPU and run them there; DIR holds libonnxruntime_providers_qnn.so and
+                 libQnnHtp.so, --htp-arch and --soc-model are Qualcomm's numbers of the SoC (8 Elite: 79 and 69)
 
 The first line is {"event":"ready",...}. Every answer carries the request's id; a request that fails gets
 {"id":..,"event":"error","error":..,"hint":..} and the sessions live on.
@@ -80,7 +82,7 @@ int64_t rss_now() {
 
 void say(const Json& event) {
     const std::string line = event.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
-    if (std::fwrite(line.data(), 1, line.size(), stdout) == line.size() && std::fflush(stdout) == 0) return;
+    if (std::fwrite(line.data(), 1, line.size(), events()) == line.size() && std::fflush(events()) == 0) return;
     if (errno == EPIPE) _exit(0);  // nobody listens any more
     std::fprintf(stderr, "error: the output cannot be written: %s\nhint:  free some space, or read it through a pipe\n", std::strerror(errno));
     _exit(2);
@@ -169,17 +171,19 @@ class Fields {
 };
 
 // The manifest, of a bundle that this binary can run.
-Manifest ours(Manifest manifest) {
+Manifest ours(Manifest manifest, const BackendOptions& options) {
     if (manifest.format != BACKEND_FORMAT)
         throw Error("the bundle's graphs are of format " + manifest.format + ", this runtime runs " + BACKEND_FORMAT,
                     "start " + std::string(manifest.format == "executorch" ? "edgespec-runtime-executorch" : "edgespec-runtime") + ", or let edgespec generate start it");
+    if (!options.qnn.folder.empty() && (manifest.device != "npu" || manifest.format != "onnx"))
+        throw Error("the bundle's graphs are " + manifest.format + " for " + manifest.device + ", not for an NPU", "export it again with --device npu");
     return manifest;
 }
 
 class Server : public Listener {
   public:
     explicit Server(const Options& options)
-        : lines_(input()), bundle_(ours(read_manifest(options.bundle))), backend_(open_backend(options.bundle, options.backend)),
+        : lines_(input()), bundle_(ours(read_manifest(options.bundle), options.backend)), backend_(open_backend(options.bundle, options.backend)),
           costs_(options.table.empty() ? default_costs(bundle_) : read_costs(options.table, bundle_)), options_(options) {
         const auto start = Clock::now();
         target_ = std::make_unique<Model>(*bundle_.model("target"), *backend_);
@@ -374,6 +378,16 @@ class Server : public Listener {
 };
 
 }  // namespace
+
+std::FILE* events() {
+    static std::FILE* const out = [] {
+        const int own = ::dup(STDOUT_FILENO);
+        std::FILE* file = own < 0 ? nullptr : ::fdopen(own, "w");
+        if (file) ::dup2(STDERR_FILENO, STDOUT_FILENO);
+        return file ? file : stdout;
+    }();
+    return out;
+}
 
 int serve(const Options& options) {
     Server server(options);

@@ -1,6 +1,7 @@
 // The JSON lines of edgespec-runtime: requests in, events out. `HELP` documents them.
 #pragma once
 
+#include <cstdio>
 #include <string>
 
 #include "backend.h"
@@ -13,6 +14,9 @@ struct Options {
     std::string bundle, table;
     BackendOptions backend;
 };
+
+// Standard output, for events alone: what a library prints there goes to standard error from the first call on.
+std::FILE* events();
 
 // Serve requests from standard input until it ends; the exit code.
 int serve(const Options& options);

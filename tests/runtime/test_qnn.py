@@ -1,0 +1,128 @@
+"""The native runtime on Qualcomm's emulated NPU: the same loop, the same text with and without drafts."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import edgespec.runtime.session
+from edgespec.bundle import Bundle
+from edgespec.cli import main
+from edgespec.config import ExportConfig
+from edgespec.errors import BackendError
+from edgespec.exporters import export
+from edgespec.progress import Progress
+from edgespec.runtime.build import binary
+from edgespec.runtime.engine import Engine
+from edgespec.runtime.session import Runtime, Settings
+from tests.helpers import tiny
+from tests.helpers.checkpoints import write_directory
+
+pytest.importorskip(
+    "onnxruntime_qnn", reason="Qualcomm's compiler is not installed (EDGESPEC_QNN=1 scripts/setup)"
+)
+
+PROMPT = list(range(5, 60))
+NEW = 24
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = tiny.trained_like(tiny.family_config("llama", max_position_embeddings=2048))
+    return write_directory(tmp_path_factory.mktemp("qnn") / "model", model)
+
+
+def exported(source: Path, name: str, **more: str) -> Bundle:
+    config = ExportConfig(
+        str(source), str(source.parent / f"{name}.bundle"), draft="layers", draft_budget=32, draft_rows=200,
+        context_rows=16, budget=32, block=16, widths=(2, 4), sinks=2, recent=4, **more,
+    )  # fmt: skip
+    return export(config, Progress(quiet=True), Engine)
+
+
+@pytest.fixture(scope="module")
+def bundle(source: Path) -> Bundle:
+    return exported(source, "npu", device="npu", weights="fp16")
+
+
+def test_drafts_change_no_text_on_the_npu(bundle: Bundle) -> None:
+    texts = {}
+    with Runtime.open(bundle.path, 1, soc="8-elite") as runtime:
+        for drafter in ("none", "ngram", "draft"):
+            session, trace = runtime.session(), io.StringIO()
+            how = Settings(max_new_tokens=NEW, drafter=drafter, stop_rule="fixed")
+            for _ in session.stream(PROMPT, how, trace=trace):
+                pass
+            texts[drafter] = session.answer.tokens
+            calls = [
+                call for line in trace.getvalue().splitlines() for call in json.loads(line).get("calls", ())
+            ]
+            assert (
+                sum(call[:2] == ["target", "commit"] for call in calls) >= 3 * 2
+            )  # three evictions, two layers
+            if drafter == "draft":
+                assert sum(session.answer.stats["accepted_by_position"]) > 0
+    assert texts["none"] == texts["ngram"] == texts["draft"] and len(texts["none"]) == NEW
+    with Runtime.open(bundle.path, 1) as runtime:  # the processor's fp16 is not bitwise the NPU's
+        session = runtime.session()
+        for _ in session.stream(PROMPT, Settings(max_new_tokens=4, drafter="none")):
+            pass
+        assert session.answer.tokens[0] == texts["none"][0]
+
+
+def test_graphs_for_a_processor_are_refused(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = exported(source, "cpu", weights="fp32").path
+    assert main(["generate", str(path), "hello", "--soc", "8-elite", "-q"]) == 2
+    assert capsys.readouterr().err == (
+        "error: the bundle's graphs are onnx for cpu, not for an NPU\n"
+        "hint:  export it again with --device npu\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message", "hint"),
+    [
+        (
+            ["--soc", "9-elite"],
+            "soc '9-elite' is not one of 8-gen-2, 8-gen-3, 8-elite, 8-elite-gen-5",
+            "8-elite",
+        ),
+        (["--soc", "8-elite", "--via", "sh -c"], "a device reached by --via runs its own SoC", "leave --soc"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    bundle: Bundle, flags: list[str], message: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(bundle.path), "hello", "-q", *flags]) == 2
+    error, advice = capsys.readouterr().err.splitlines()
+    assert error == f"error: {message}" and hint in advice
+
+
+def test_the_package_is_named_where_it_is_missing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edgespec.runtime.session, "package", lambda name: None)
+    with pytest.raises(BackendError, match="Qualcomm's compiler is not installed") as caught:
+        Runtime.open(bundle.path, soc="8-elite")
+    assert caught.value.hint == "pip install 'edgespec[qnn]'"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--qnn", "/"], "--qnn needs --htp-arch and --soc-model"),
+        (["--qnn", "/", "--htp-arch", "0", "--soc-model", "69"], "--htp-arch must be 1 to 1000"),
+        (
+            ["--qnn", "/", "--htp-arch", "79", "--soc-model", "69"],
+            "Qualcomm's provider cannot be loaded: Failed to load library //libonnxruntime_providers_qnn.so",
+        ),
+    ],
+)
+def test_a_wrong_provider_is_refused(bundle: Bundle, flags: list[str], message: str) -> None:
+    words = [str(binary(print)), "--bundle", str(bundle.path), *flags]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 2
+    assert json.loads(done.stdout)["error"].startswith(message)
