@@ -109,8 +109,8 @@ class Runtime:
         such as an emulator's words; `--bundle PATH` is added. `remote`: start it there, on the copy that
         `edgespec push` made. `note` is told what takes long.
         `tuned`: use the table of call costs beside the bundle, where there is one of this processor. `costs`:
-        another table instead; the file is read before this returns. `soc`: compile the graphs for this Qualcomm
-        SoC (edgespec.soc) and run them on its NPU, which the package onnxruntime-qnn emulates on x86-64.
+        another table instead; the file is read before this returns. `soc`: compile the graphs for this
+        Qualcomm SoC (edgespec.soc) and run them on its NPU, which onnxruntime-qnn emulates on x86-64.
         """
         bundle, note = open_bundle(path), note or _to_stderr
         if remote:

@@ -61,9 +61,7 @@ def test_drafts_change_no_text_on_the_npu(bundle: Bundle) -> None:
             calls = [
                 call for line in trace.getvalue().splitlines() for call in json.loads(line).get("calls", ())
             ]
-            assert (
-                sum(call[:2] == ["target", "commit"] for call in calls) >= 3 * 2
-            )  # three evictions, two layers
+            assert sum(call[:2] == ["target", "commit"] for call in calls) >= 2  # evictions
             if drafter == "draft":
                 assert sum(session.answer.stats["accepted_by_position"]) > 0
     assert texts["none"] == texts["ngram"] == texts["draft"] and len(texts["none"]) == NEW
@@ -86,11 +84,7 @@ def test_graphs_for_a_processor_are_refused(source: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("flags", "message", "hint"),
     [
-        (
-            ["--soc", "9-elite"],
-            "soc '9-elite' is not one of 8-gen-2, 8-gen-3, 8-elite, 8-elite-gen-5",
-            "8-elite",
-        ),
+        (["--soc", "9-elite"], "unknown soc '9-elite'", "8-elite"),
         (["--soc", "8-elite", "--via", "sh -c"], "a device reached by --via runs its own SoC", "leave --soc"),
     ],
 )
