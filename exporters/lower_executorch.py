@@ -174,10 +174,7 @@ class Lowering:
         r = int(node.inputs[1].shape[-1])
         head, tail = g.slice(x, -1, 0, 2 * r), dim - 2 * r
         shape = (1, rows, r, 1) if interleaved else (1, 1, rows, r)
-        cos, sin = (
-            g.once(("angles", value, shape), lambda v=value: g.reshape(self.get(v), shape))
-            for value in node.inputs[1:3]
-        )
+        cos, sin = (self.angles(value, shape) for value in node.inputs[1:3])
         pairs = g.reshape(head, (heads, rows, r, 2)) if interleaved else head
         size = 1 if interleaved else r
         a, b = g.slice(pairs, -1, 0, size), g.slice(pairs, -1, size, size)
@@ -186,6 +183,10 @@ class Lowering:
         second = g.binary("Add", times(a, sin), times(b, cos))
         turned = g.reshape(g.concat([first, second], -1), head.shape)
         return g.concat([turned, g.slice(x, -1, 2 * r, tail)], -1) if tail else turned
+
+    def angles(self, value: ir.Value, shape: tuple[int, ...]) -> Value:
+        """Looked up rows [1,S,r] in another shape, once a call."""
+        return self.g.once(("angles", value, shape), lambda: self.g.reshape(self.get(value), shape))
 
     def lower_take(self, node: ir.Node) -> Value:
         """Prefill wants the logits of one row, by a product with 0 and one 1; every other kind of all."""
