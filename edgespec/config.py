@@ -32,7 +32,7 @@ from edgespec.task_words import NAMES as TASKS
 
 DRAFTS = ("demo", "layers")  # drafts that are no path: the shipped one, and the target's own layers
 DEVICE_PRECISIONS = {"cpu": PRECISIONS, "npu": ("int4", "fp16")}
-EXECUTORCH_PRECISIONS = ("fp32",)
+EXECUTORCH_PRECISIONS = ("int8", "fp32")
 LARGEST_BUDGET = 2**20
 WINDOW = 32
 VIA = 'command that runs a shell line on the device, such as "adb shell" or "ssh phone"'

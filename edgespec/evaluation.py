@@ -109,6 +109,11 @@ class Engines:
         self.steps = tuple(g for g in entry.graphs if g.kind in STEPS)
         self.base = engine(path, replace(entry, graphs=self.steps), threads)
         own = [path / g.file for g in entry.graphs if g.kind == "commit"]
+        if entry.cache.positions == "compact" and any(g.method for g in entry.graphs):
+            raise BundleError(
+                f"{path} turns keys in an ExecuTorch program, which does not say by which angles",
+                "evaluate an ONNX bundle of the same checkpoint",
+            )
         self.turning = own[0] if own and entry.cache.positions == "compact" else None
         self.policies: dict[CacheSpec, tuple[GraphSpec, ...]] = {}
 

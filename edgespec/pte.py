@@ -100,7 +100,7 @@ def read_pte(path: Path) -> dict[str, MethodCost]:
     """Every method by name; BundleError for a file that is no ExecuTorch program, or cut off."""
     data = memoryview(path.read_bytes())
     try:
-        if data[4:8] != b"ET12" or data[8:12] != b"eh00":
+        if bytes(data[4:12]) != b"ET12eh00":
             raise ValueError("it does not begin as one")
         base = struct.unpack_from("<Q", data, 24)[0]
         program = Table(data, struct.unpack_from("<I", data)[0])
@@ -141,7 +141,7 @@ def _method(
 
 def _products(blob: memoryview) -> tuple[int, int, int]:
     """Bytes of weights, operations and numbers of a subgraph's products with stored weights."""
-    if blob[4:8] != b"XH00":
+    if bytes(blob[4:8]) != b"XH00":
         return 0, 0, 0  # another backend's
     start, size = struct.unpack_from("<II", blob, 10)
     data = blob[start : start + size]

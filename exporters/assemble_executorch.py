@@ -33,7 +33,7 @@ def export_program(
         if job.context_rows and target is not None:
             tensors = context_tensors(min(CONTEXT_WIDTH, job.cache.widest), job.spec.hidden)
             graph = GraphSpec("", "context", tensors[0][0].shape[-1], job.cache.budget, *tensors)
-            made.append((LookUp(target.head_array()), graph))
+            made.append((LookUp(target.head_array(), target.job.precision["head"]), graph))
         turn = turn_of(source.program, job)
     with progress.stage(f"{job.name}: programs") as advance:
         total = len(made) + len(policy_kinds(job.cache))
@@ -74,7 +74,7 @@ def policy_program(
 def step_methods(job: Job, source: Source, advance: Any) -> Made:
     """The step graphs; the last brings the arrays that all of them read."""
     constants = Constants(job.name)
-    stored = Stored(source.array, source.head_array, source.storage().head, constants)
+    stored = Stored(source.array, source.head_array, source.storage().head, job.precision, constants)
     made: Made = []
     for done, (kind, width, bucket) in enumerate(job.steps, 1):
         what = job.target(kind, width, bucket)

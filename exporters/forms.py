@@ -136,8 +136,7 @@ class Int8Rows:
 
     def encode(self, weight: np.ndarray, grid: Grid | None = None) -> Encoded:
         """Codes + 128, transposed; the scale, and the weight's own sum, of each output."""
-        scale = np.abs(weight).max(1) / np.float32(127)
-        codes = np.rint(weight / np.where(scale > 0, scale, 1)[:, None]).astype(np.int16)
+        codes, scale = int8_rows(weight)
         stored = np.ascontiguousarray((codes + MIDDLE8).astype(np.uint8).T)
         sums = (codes.sum(1, dtype=np.int64) * scale.astype(np.float64)).astype(np.float32)
         return Encoded({"codes": stored, "scale": scale.astype(np.float32), "sums": sums})
@@ -217,6 +216,13 @@ Form = Int4Grid | Int8Rows | Plain
 FORMS: dict[str, Any] = {
     form.name: form for form in (Int4Grid(), Int8Rows(), Plain("fp16", "float16"), Plain("fp32", "float32"))
 }
+
+
+def int8_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes -127..127 of [n,k] as int16, and the scale of each row."""
+    scale = np.abs(weight).max(1) / np.float32(127)
+    codes = np.rint(weight / np.where(scale > 0, scale, 1)[:, None]).astype(np.int16)
+    return codes, scale.astype(np.float32)
 
 
 def nearest_grid(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from edgespec.errors import InputError
 from edgespec.exporters.attention import MASKED
+from edgespec.exporters.forms import int8_rows
 from edgespec.exporters.lower_onnx import Target, module_of
 from edgespec.exporters.program import DOMAIN, Program
 from edgespec.exporters.step import TRACED_WIDTH
@@ -34,12 +35,13 @@ SQRT_2_PI = 0.7978845608028654
 @dataclass(frozen=True)
 class Stored:
     """A model's parameters and buffers by the program's names: `read` gives one as float32, `read_head` the
-    rows that the head keeps, whose names are `head`.
+    rows that the head keeps, whose names are `head`. `precision`: the form of each role.
     """
 
     read: Callable[[str], np.ndarray]
     read_head: Callable[[], np.ndarray]
     head: frozenset[str]
+    precision: dict[str, str]
     constants: Constants
 
 
@@ -138,9 +140,15 @@ class Lowering:
         """x · Wᵀ; the head's product is joined by that with the context rows."""
         g, x, name = self.g, self.get(node.inputs[0]), node.inputs[1].name
         if name not in self.stored.head:
-            return g.linear(x, g.stored(name, lambda: self.stored.read(name)))
-        made = g.linear(x, g.stored("head", self.stored.read_head))
+            return g.linear(x, self.factor(name, "linear", lambda: self.stored.read(name)))
+        made = g.linear(x, self.factor("head", "head", self.stored.read_head))
         return made if self.context is None else g.concat([made, g.product(x, self.context)], -1)
+
+    def factor(self, key: str, role: str, read: Callable[[], np.ndarray]) -> Value:
+        """A product's weight in the form of its role."""
+        if self.stored.precision[role] == "int8":
+            return self.g.coded(key, lambda: positive(*int8_rows(read())))
+        return self.g.stored(key, read)
 
     def lower_norm(self, node: ir.Node) -> Value:
         """The mean of squares is a product with a row of 1/n: XNNPACK's subgraph format has no other sum."""
@@ -174,10 +182,7 @@ class Lowering:
         r = int(node.inputs[1].shape[-1])
         head, tail = g.slice(x, -1, 0, 2 * r), dim - 2 * r
         shape = (1, rows, r, 1) if interleaved else (1, 1, rows, r)
-        cos, sin = (
-            g.once(("angles", value, shape), lambda v=value: g.reshape(self.get(v), shape))
-            for value in node.inputs[1:3]
-        )
+        cos, sin = (self.angles(value, shape) for value in node.inputs[1:3])
         pairs = g.reshape(head, (heads, rows, r, 2)) if interleaved else head
         size = 1 if interleaved else r
         a, b = g.slice(pairs, -1, 0, size), g.slice(pairs, -1, size, size)
@@ -186,6 +191,10 @@ class Lowering:
         second = g.binary("Add", times(a, sin), times(b, cos))
         turned = g.reshape(g.concat([first, second], -1), head.shape)
         return g.concat([turned, g.slice(x, -1, 2 * r, tail)], -1) if tail else turned
+
+    def angles(self, value: ir.Value, shape: tuple[int, ...]) -> Value:
+        """Looked up rows [1,S,r] in another shape, once a call."""
+        return self.g.once(("angles", value, shape), lambda: self.g.reshape(self.get(value), shape))
 
     def lower_take(self, node: ir.Node) -> Value:
         """Prefill wants the logits of one row, by a product with 0 and one 1; every other kind of all."""
@@ -313,8 +322,9 @@ class Call(nn.Module):
         payload, t = low.run(), low.target
         self.spec, self.target, self.lookups, self.windows = low.spec, t, low.lookups, low.windows
         self.inputs, self.outputs = t.tensors(low.spec)
-        for name, _ in low.lookups:
-            self.register_buffer(table_name(name), torch.from_numpy(low.stored.read(name)))
+        for name, of_tokens in low.lookups:
+            form = low.stored.precision["embedding"] if of_tokens else "fp32"
+            add_table(self, name, low.stored.read(name), form)
         if t.head_ids is not None:
             self.register_buffer("head_ids", torch.from_numpy(t.head_ids.astype(np.int32)))
         for i, array in enumerate(low.g.arrays):
@@ -331,8 +341,7 @@ class Call(nn.Module):
         positions = (given["position"] + step).clamp(max=self.spec.positions - 1).unsqueeze(0)
         fed = []
         for name, of_tokens in self.lookups:
-            table = getattr(self, table_name(name))
-            fed.append(nn.functional.embedding(given["tokens"] if of_tokens else positions, table))
+            fed.append(rows_of(self, name, given["tokens"] if of_tokens else positions))
         own = given["count"] + step  # the slot of each row
         fed += [self.mask(own.view(-1, 1), window) for window in self.windows]
         slot = torch.arange(t.cache.rows(t.bucket), dtype=torch.int32).view(-1, 1)
@@ -383,19 +392,44 @@ class Call(nn.Module):
 
 
 class LookUp(nn.Module):
-    """A context graph: tokens [1,S] -> their rows of the target's head."""
+    """A context graph: tokens [1,S] -> their rows of the target's head, in its form."""
 
-    def __init__(self, table: np.ndarray) -> None:
+    def __init__(self, table: np.ndarray, form: str) -> None:
         super().__init__()
-        self.register_buffer("table_context", torch.from_numpy(table))
+        add_table(self, "context", table, form)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor]:
         """The rows [1,S,hidden]."""
-        return (nn.functional.embedding(tokens, self.table_context),)
+        return (rows_of(self, "context", tokens),)
+
+
+def add_table(module: nn.Module, name: str, table: np.ndarray, form: str) -> None:
+    """Give a module a table's buffers; their names, the same in every method, are the weights file's keys."""
+    name = table_name(name)
+    if form != "int8":
+        module.register_buffer(name, torch.from_numpy(table))
+        return
+    codes, scale = positive(*int8_rows(table))
+    module.register_buffer(name, torch.from_numpy(codes.astype(np.int8)))
+    module.register_buffer(f"{name}_scale", torch.from_numpy(scale).unsqueeze(-1).contiguous())
+
+
+def positive(codes: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same, with the scale of a row of zeros 1: XNNPACK refuses 0."""
+    return codes, np.where(scale > 0, scale, np.float32(1))
+
+
+def rows_of(module: nn.Module, name: str, ids: Tensor) -> Tensor:
+    """Rows [1,S,k] of a module's table."""
+    name = table_name(name)
+    rows = nn.functional.embedding(ids, getattr(module, name))
+    if not hasattr(module, f"{name}_scale"):
+        return rows
+    return rows.float() * nn.functional.embedding(ids, getattr(module, f"{name}_scale"))
 
 
 def table_name(name: str) -> str:
-    """A buffer's name, the same in every method: it is the key of the table in the weights file."""
+    """The name of a table's first buffer."""
     return "table_" + name.replace(".", "_")
 
 

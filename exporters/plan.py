@@ -185,8 +185,9 @@ def cache_spec(config: ExportConfig, spec: ModelSpec, name: str, source: str) ->
 def precisions(config: ExportConfig) -> dict[str, str]:
     """The form of each layer class; a tied head and embedding share one table when they share a form."""
     if config.format == "executorch":
-        default = config.weights or EXECUTORCH_PRECISIONS[0]
-        return {"linear": default, "head": config.head or default, "embedding": config.embedding or "fp32"}
+        linear = config.weights or EXECUTORCH_PRECISIONS[0]
+        head = config.head or linear
+        return {"linear": linear, "head": head, "embedding": config.embedding or head}
     linear = config.weights or DEFAULT_FORM[config.device]
     head = config.head or (WIDE[config.device] if linear == "int4" else linear)
     embedding = config.embedding or (head if config.device == "cpu" else "fp16")

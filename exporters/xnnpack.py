@@ -34,10 +34,11 @@ HEADER = 32  # bytes, with its padding
 
 @dataclass(frozen=True)
 class Value:
-    """A float32 tensor of a subgraph."""
+    """A tensor of a subgraph; `coded`: of 8-bit codes, else float32."""
 
     id: int
     shape: tuple[int, ...]
+    coded: bool = False
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Constants:
     def named(self, key: Hashable, make: Callable[[], np.ndarray]) -> tuple[str, tuple[int, ...]]:
         """The stored name of an array and its shape; `make` gives it when it is first asked for."""
         if key not in self.names:
-            array = np.ascontiguousarray(make(), np.float32)
+            array = np.ascontiguousarray(make())
             data = array.tobytes()
             name = hashlib.sha256(data).hexdigest()
             self.store.add_named_data(name, data, ALIGNMENT, external_tag=self.tag)
@@ -70,6 +71,7 @@ class Subgraph:
         self.constants = constants
         self.nodes: list[dict[str, Any]] = []
         self.values: list[dict[str, Any]] = []
+        self.codings: dict[int, tuple[str, dict[str, Any]]] = {}  # by value
         self.data = [{"offset": 0, "size": 0, "named_key": ""}]
         self.inputs: list[Value] = []
         self.arrays: list[np.ndarray] = []  # of the last inputs
@@ -82,16 +84,28 @@ class Subgraph:
         return value
 
     def stored(self, key: Hashable, make: Callable[[], np.ndarray]) -> Value:
-        """A stored array for `linear`. What is not packed must be `given`: the delegate frees what it packed
-        from, and reads on.
+        """A stored float32 array for `linear`. What is not packed must be `given`: the delegate frees what it
+        packed from, and reads on.
         """
+        return self.once(("stored", key), lambda: self._value(*self._data(key, make, 4)))
+
+    def coded(self, key: Hashable, make: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Value:
+        """A stored weight [n,k] for `linear` as int8 codes, with a float32 scale for each row."""
 
         def define() -> Value:
-            name, shape = self.constants.named(key, make)
-            self.data.append({"offset": IN_STORE, "size": 4 * int(np.prod(shape)), "named_key": name})
-            return self._value(shape, buffer=len(self.data) - 1)
+            both = functools.cache(make)
+            shape, codes = self._data((key, "codes"), lambda: both()[0].astype(np.int8), 1)
+            _, scales = self._data((key, "scale"), lambda: both()[1], 4)
+            per = {"scale": [], "channel_dim": 0, "scale_buffer_idx": scales, "num_scales": shape[0]}
+            return self._value(shape, codes, coding=("qcint8", "PerChannelQuant", per))
 
-        return self.once(("stored", key), define)
+        return self.once(("coded", key), define)
+
+    def _data(self, key: Hashable, make: Callable[[], np.ndarray], size: int) -> tuple[tuple[int, ...], int]:
+        """A stored array's shape, and its place among the subgraph's constants."""
+        name, shape = self.constants.named(key, make)
+        self.data.append({"offset": IN_STORE, "size": size * int(np.prod(shape)), "named_key": name})
+        return shape, len(self.data) - 1
 
     def given(self, key: Hashable, make: Callable[[], np.ndarray]) -> Value:
         """A constant array that the delegate is called with, after all other inputs."""
@@ -133,9 +147,15 @@ class Subgraph:
         return y
 
     def linear(self, x: Value, weight: Value) -> Value:
-        """x [...,k] · Wᵀ, the weight [n,k] `stored`."""
+        """x [...,k] · Wᵀ, the weight [n,k] `stored` or `coded`: then each row of x gets 8-bit codes too."""
         y = self._value((*x.shape[:-1], weight.shape[0]))
+        x = self.once(("quantised", x), lambda: self._quantised(x)) if weight.coded else x
         self._node("FullyConnected", y, input1_id=x.id, filter_id=weight.id, bias_id=NO_VALUE)
+        return y
+
+    def _quantised(self, x: Value) -> Value:
+        y = self._value(x.shape, coding=("qdint8", "PerTokenDynamicQuant", {"num_nonbatch_dims": 1}))
+        self._node("Convert", y, input_id=x.id)
         return y
 
     def product(self, a: Value, b: Value, turned: bool = False) -> Value:
@@ -219,9 +239,7 @@ class Subgraph:
             {
                 "version": "0",
                 "xnodes": self.nodes,
-                "xvalues": [
-                    {"xvalue_union_type": "XNNTensorValue", "xvalue_union": value} for value in self.values
-                ],
+                "xvalues": [self._whole(value) for value in self.values],
                 "num_externs": len(self.inputs) + len(ids),
                 "input_ids": [value.id for value in self.inputs],
                 "output_ids": ids,
@@ -229,13 +247,29 @@ class Subgraph:
             }
         )
 
+    def _whole(self, value: dict[str, Any]) -> dict[str, Any]:
+        """A value as the schema has it, with what its codes mean."""
+        if value["id_out"] not in self.codings:
+            return {"xvalue_union_type": "XNNTensorValue", "xvalue_union": value}
+        kind, what = self.codings[value["id_out"]]
+        whole = {"tensor_value": value, "quant_params_type": kind, "quant_params": what}
+        return {"xvalue_union_type": "XNNQuantizedTensorValue", "xvalue_union": whole}
+
     def _value(
-        self, shape: Sequence[int], buffer: int = 0, external: int = NO_VALUE, flags: int = 0
+        self,
+        shape: Sequence[int],
+        buffer: int = 0,
+        external: int = NO_VALUE,
+        flags: int = 0,
+        coding: tuple[str, str, dict[str, Any]] | None = None,
     ) -> Value:
-        value = Value(len(self.values), tuple(int(size) for size in shape))
+        """A value; `coding`: its element type and the kind and fields of what its codes mean."""
+        value = Value(len(self.values), tuple(int(size) for size in shape), coding is not None)
+        if coding:
+            self.codings[value.id] = coding[1:]
         self.values.append(
             {
-                "datatype": "xnn_datatype_fp32",
+                "datatype": f"xnn_datatype_{coding[0] if coding else 'fp32'}",
                 "num_dims": len(value.shape),
                 "dims": list(value.shape),
                 "constant_buffer_idx": buffer,

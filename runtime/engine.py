@@ -77,7 +77,7 @@ class Engine:
     def over(self, entry: ModelEntry) -> Engine:
         """An engine with empty caches of another budget or policy over the same opened graphs."""
         other = Engine(self.folder, entry, self.threads, self.opener)
-        other.sessions = self.sessions
+        other.sessions, other.programs = self.sessions, self.programs
         return other
 
     def snapshot(self) -> Snapshot:

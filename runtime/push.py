@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.bundle import open_bundle
+from edgespec.errors import InputError
 from edgespec.progress import Progress
 from edgespec.runtime.remote import Remote, program_for
 from edgespec.runtime.session import Runtime, Settings
@@ -64,6 +65,11 @@ def push(path: str, via: str, to: str, binary: str, threads: int, progress: Prog
     remote = Remote(via, to)
     with progress.stage("checksums"):
         bundle = open_bundle(path)
+    if bundle.manifest.format != "onnx":
+        raise InputError(
+            f"{path} holds ExecuTorch programs, whose runtime is not pushed yet",
+            "push a bundle that was exported with --format onnx",
+        )
     machine = remote.machine()
     program = program_for(machine, binary, progress.note)
     files = remote.push(bundle, program, progress)

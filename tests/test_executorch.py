@@ -39,7 +39,8 @@ from edgespec.exporters.assemble_executorch import policy_program
 
 BUDGET, BLOCK, TOKENS = 32, 8, 60
 DRAFTERS = (("ngram", "fixed"), ("draft", "fixed"), ("both", "adaedl"))
-POLICIES = [name for name in NAMES if name != "none"]
+QUICK = ("sinks", "keydiff", "snapkv", "h2o", "caote(tova)")
+POLICIES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != "none"]
 CODE = np.random.default_rng(3)
 PROMPTS = [[int(i) for i in CODE.integers(3, 264, n)] for n in (5, 50)]
 
@@ -59,7 +60,7 @@ def exported(source: Path) -> Callable[..., Bundle]:
             output = str(source.parent / f"{form}.bundle")
             config = ExportConfig(
                 str(source), output, draft="layers", budget=BUDGET, block=BLOCK,
-                widths=(2, 4), policy="h2o", draft_policy="h2o", sinks=1, recent=2, draft_budget=16,
+                widths=(4,), policy="h2o", draft_policy="h2o", sinks=1, recent=2, draft_budget=16,
                 draft_rows=200, buckets=(16,), weights="fp32", format=form,
             )  # fmt: skip
             made[form] = exporters.export(config, Progress(quiet=True), Engine)
@@ -98,7 +99,7 @@ def test_text_is_that_of_plain_decoding(exported: Callable[..., Bundle], policy:
     with Runtime.open(bundle.path, 1) as runtime:
         for ids in PROMPTS:
             plain = say(runtime, ids, drafter="none")
-            assert len(ids) + len(plain) > BUDGET + 2 * BLOCK and len(set(plain)) > 2
+            assert len(ids) + len(plain) > BUDGET + 2 * BLOCK and len(set(plain)) > 1
             for drafter, rule in DRAFTERS:
                 assert say(runtime, ids, drafter=drafter, stop_rule=rule) == plain, drafter
 

@@ -126,6 +126,7 @@ class MethodCall : public Call {
 
   private:
     MethodGraph& graph_;
+    const uint64_t number_;  // not its address: the next call may get the same
     std::vector<std::unique_ptr<Bound>> inputs_, outputs_;
 };
 
@@ -163,10 +164,10 @@ class MethodGraph : public Graph {
 
   public:
     Method method;  // after the memory that it lives in
-    const MethodCall* last = nullptr;  // whose buffers the method has
+    uint64_t calls = 0, last = 0;  // how many were bound, and whose buffers the method has (0: nobody's)
 };
 
-MethodCall::MethodCall(MethodGraph& graph, const std::vector<Buffer>& inputs, const std::vector<Buffer>& outputs) : graph_(graph) {
+MethodCall::MethodCall(MethodGraph& graph, const std::vector<Buffer>& inputs, const std::vector<Buffer>& outputs) : graph_(graph), number_(++graph.calls) {
     for (const Buffer& b : inputs) inputs_.push_back(std::make_unique<Bound>(*b.spec, b.data));
     for (const TensorSpec& t : graph.spec.outputs) {
         const auto asked = std::find_if(outputs.begin(), outputs.end(), [&](const Buffer& b) { return b.spec->name == t.name; });
@@ -175,12 +176,12 @@ MethodCall::MethodCall(MethodGraph& graph, const std::vector<Buffer>& inputs, co
 }
 
 void MethodCall::run() {
-    if (graph_.last != this) {
-        graph_.last = nullptr;
+    if (graph_.last != number_) {
+        graph_.last = 0;
         for (size_t i = 0; i < inputs_.size(); ++i) check(graph_.method.set_input(inputs_[i]->value(), i), "bind " + graph_.spec.inputs[i].name);
         for (size_t i = 0; i < outputs_.size(); ++i)
             check(graph_.method.set_output_data_ptr(outputs_[i]->data(), outputs_[i]->bytes(), i), "bind " + graph_.spec.outputs[i].name);
-        graph_.last = this;
+        graph_.last = number_;
     }
     check(graph_.method.execute(), "run " + graph_.spec.method);
 }

@@ -95,7 +95,7 @@ REFUSED = [
     (
         {"format": "executorch", "weights": "int4"},
         "weights int4 cannot run in an ExecuTorch program",
-        "use --weights fp32, or --format onnx",
+        "use --weights int8 or fp32, or --format onnx",
     ),
     ({"weights": "int2"}, "unknown weights 'int2'", "use one of: int4, int8, fp16, fp32"),
     (

@@ -79,6 +79,20 @@ def test_a_call_is_one_subgraph_and_weights_are_stored_once(engine: tuple[str, E
     assert (run.folder / "target.ptd").stat().st_size < 4 * sum(p.numel() for p in weights) + angles + small
 
 
+def test_int8_is_near_and_a_row_has_the_same_bits_at_every_width(tmp_path: Path) -> None:
+    """Each row of an activation has its own range; a row of the table is zeros, and its scale is 1."""
+    precision = dict.fromkeys(("linear", "head", "embedding"), "int8")
+    run = exported("llama", tmp_path, PLAIN, precision=precision)
+    assert disagreements(run, TOKENS) == []
+    run.reset()
+    run.prefill(TOKENS[:16])
+    want = own_logits(tiny.model("llama"), TOKENS[:20]).numpy()[16:]
+    logits = run.call("verify", TOKENS[16:20], 4)["logits"][0]
+    assert np.abs(logits - want).max() < 0.1 * np.abs(want).max()
+    assert (np.corrcoef(logits, want)[:4, 4:].diagonal() > 0.99).all()
+    assert (run.folder / "target.ptd").stat().st_size < 200_000  # 320 KB in fp32, without the angles' 65
+
+
 def test_an_operator_that_is_not_lowered_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Lowering, "lower_sigmoid")
     with pytest.raises(InputError) as caught:
