@@ -18,6 +18,7 @@ from edgespec.gate import (
     Row,
     Rules,
     Verdict,
+    by_process,
     compare,
     exact,
     judged,
@@ -136,7 +137,8 @@ def test_the_luck_of_processes_is_no_regression(prompts: int, rounds: int, proce
     found = []
     for seed in range(60):
         base, new = (report(prompts, rounds, 2 * seed + i, 0.02, luck=0.06) for i in (0, 1))
-        found.append(row(judge(base, new), "plain decoding, s/token"))
+        pairs = by_process(base, new, (PLAIN,), lambda sample: sample.time_decode_s, 0)
+        found.append(paired("x", "s", "less", pairs, 0.03, True))
     lows = [r.low for r in found if r.low is not None]
     assert {r.pairs for r in found} == {processes}
     assert [r.verdict for r in found].count(REGRESSION) <= 1
