@@ -32,20 +32,20 @@ void Cache::clear() {
 
 void Cache::roll_back(int rows) {
     count_ -= rows, position_ -= rows;
-    forget(this->rows());
+    forget(this->rows(), rows);
 }
 
 void Cache::committed() {
     count_ = settled_ = model_.budget;
-    forget(rows());
+    forget(rows(), rows());
 }
 
-void Cache::forget(int64_t rows) {
+void Cache::forget(int64_t rows, int64_t most) {
     const int64_t d = model_.head_dim;
     if (model_.contract == "rows")
         for (int layer = 0; layer < 2 * model_.layers; ++layer)
             for (int head = 0; head < model_.kv_heads; ++head)
-                std::fill_n(data_.get() + layer * size_ + (head * rows + count_) * d, (rows - count_) * d, 0.0f);
+                std::fill_n(data_.get() + layer * size_ + (head * rows + count_) * d, std::min(rows - count_, most) * d, 0.0f);
 }
 
 bool Cache::fit(int rows) {
@@ -64,7 +64,7 @@ void Cache::relay(int64_t from, int64_t to) {
             float* buffer = data_.get() + layer * size_;
             std::memmove(buffer + head * to * d, buffer + head * from * d, size_t(count_ * d) * sizeof(float));
         }
-    forget(to);
+    forget(to, to);
 }
 
 void Cache::append(int rows, int width, const float* new_keys, const float* new_values, const float* new_queries) {

@@ -53,7 +53,7 @@ class Cache {
 
   private:
     void relay(int64_t from, int64_t to);
-    void forget(int64_t rows);  // behind the filled ones, of a layout of so many
+    void forget(int64_t rows, int64_t most);  // so many behind the filled ones, in a layout of so many rows
 
     const ModelEntry& model_;
     std::vector<int64_t> rows_;
