@@ -38,7 +38,7 @@ def speaks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, st
 
     def set_up(how: str, typed: str = "") -> None:
         made = program(tmp_path / "runtime", how)
-        monkeypatch.setattr(session, "binary", lambda note: made)
+        monkeypatch.setattr(session, "binary", lambda note, form: made)
         typed_bytes = typed.encode("utf-8", "surrogateescape")
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed_bytes), encoding="utf-8"))
 
@@ -138,7 +138,7 @@ def talk(bundle: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     made = program(tmp_path / "runtime", "slow")
     code = (
         "import sys; from pathlib import Path; from edgespec.runtime import session\n"
-        f"session.binary = lambda note: Path({str(made)!r})\n"
+        f"session.binary = lambda note, form: Path({str(made)!r})\n"
         "from edgespec.cli import main; sys.exit(main())"
     )
     command = [sys.executable, "-c", code, "chat", bundle, "-q"]
