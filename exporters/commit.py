@@ -293,5 +293,5 @@ def policy_graphs(
 
 def policy_kinds(cache: CacheSpec) -> list[tuple[str, int]]:
     """Kind and bucket of every graph of a policy."""
-    commits = [("commit", cache.budget)] if cache.policy != "none" else []
+    commits = [("commit", cache.buckets[-1])] if cache.policy != "none" else []
     return commits + [("observe", bucket) for bucket in cache.buckets if carrying(cache.policy)]
