@@ -52,14 +52,15 @@ def run(
         if not missing:
             continue
         title = f"drafts as {device} ends them" if device else f"round {number + 1} of {rounds}"
+        together = len(missing) if device else PROMPTS_A_PROCESS  # a trace alone has no luck to average
         with progress.stage(title) as advance:
-            for first in range(0, len(missing), PROMPTS_A_PROCESS):
+            for first in range(0, len(missing), together):
                 process = log.processes
                 with ExitStack() as stack:
                     runtimes = {c.name: stack.enter_context(c.start()) for c in turned(contenders, process)}
                     if not device:
                         _answered(runtimes, missing[first], ways, number, process, 0)
-                    for turn, item in enumerate(missing[first : first + PROMPTS_A_PROCESS]):
+                    for turn, item in enumerate(missing[first : first + together]):
                         entry = _answered(runtimes, item, ways, number, process, turn)
                         log.add(replace(entry, device=device, samples={}) if device else entry)
                         if entry.left_out:

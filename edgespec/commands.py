@@ -24,13 +24,13 @@ from edgespec.config import (
     BuildConfig,
     ChatConfig,
     CheckConfig,
-    EvalConfig,
     ExportConfig,
     GenerateConfig,
     InspectConfig,
     PushConfig,
     TuneConfig,
 )
+from edgespec.config_evaluation import EvalConfig
 from edgespec.console import Terminated, load, print_json, verified, written
 from edgespec.errors import InputError
 from edgespec.files import written_whole

@@ -137,8 +137,8 @@ def _measured(config: BenchConfig, progress: Progress) -> tuple[Any, dict[str, A
         [Contender(name, start) for name, start in starts.items()], chosen, ways, config.rounds, log, progress
     )
     if config.stop_rule == "cost":
-        for profile in config.profile:
-            _decided(config, profile, bundles, chosen, ways[SPECULATIVE], log, progress)
+        for word, profile in zip(config.profile, profiles if config.profile else (), strict=True):
+            _decided(config, word, profile.name, bundles, chosen, ways[SPECULATIVE], log, progress)
     reports = {}
     for name, bundle in bundles.items():
         with progress.stage(f"predictions of the {name} bundle"):
@@ -148,23 +148,29 @@ def _measured(config: BenchConfig, progress: Progress) -> tuple[Any, dict[str, A
 
 
 def _decided(
-    config: BenchConfig, profile: str, bundles: Any, chosen: Any, how: Any, log: Any, progress: Progress
+    config: BenchConfig,
+    word: str,
+    device: str,
+    bundles: Any,
+    chosen: Any,
+    how: Any,
+    log: Any,
+    progress: Progress,
 ) -> None:
     """Every prompt once more, its drafts ended by a device's predicted costs: so it would decode there."""
     from edgespec.bench import Contender, run
     from edgespec.bench_report import SPECULATIVE
     from edgespec.commands_latency import predicted_costs
-    from edgespec.profiles import load as profile_of
 
     contenders = []
     with ExitStack() as stack:
         for name, bundle in bundles.items():
             try:
-                costs = stack.enter_context(predicted_costs(str(bundle.path), profile))
+                costs = stack.enter_context(predicted_costs(str(bundle.path), word))
             except InputError:  # it lacks the bundle's arithmetic, which its prediction will say
                 return
             contenders.append(Contender(name, partial(_start, config, name, bundle, progress, costs)))
-        run(contenders, chosen, {SPECULATIVE: how}, 1, log, progress, profile_of(profile).name)
+        run(contenders, chosen, {SPECULATIVE: how}, 1, log, progress, device)
 
 
 def _report(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.commands_bench import BASE, NEW, digest_of, machine, opened
-from edgespec.config import EvalConfig
+from edgespec.config_evaluation import EvalConfig
 from edgespec.console import load, print_json, verified, written
 from edgespec.errors import InputError
 from edgespec.progress import Progress

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgespec.bundle import Bundle
 from edgespec.bundle_files import MANIFEST, digest
-from edgespec.config import EvalConfig
+from edgespec.config_evaluation import EvalConfig
 from edgespec.errors import BundleError, InputError
 from edgespec.evaluation_log import Log, Score
 from edgespec.evaluation_plan import REFERENCE, Cell, Plan, plan

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from edgespec import policy
-from edgespec.config import WINDOW, EvalConfig
+from edgespec.config import WINDOW
+from edgespec.config_evaluation import EvalConfig
 from edgespec.errors import InputError
 from edgespec.spec import CacheSpec, ModelEntry
 from edgespec.task_words import NAMES as TASKS

@@ -15,8 +15,9 @@ from torch import nn
 
 from edgespec.exporters.assemble import CONTEXT_WIDTH, Job, Source, entry_of, traced, turn_of
 from edgespec.exporters.commit import Turn, policy_kinds, policy_module
+from edgespec.exporters.executorch_call import Call, LookUp, example
 from edgespec.exporters.executorch_file import write
-from edgespec.exporters.lower_executorch import Call, LookUp, Lowering, Stored, example
+from edgespec.exporters.lower_executorch import Lowering, Stored
 from edgespec.exporters.xnnpack import Constants
 from edgespec.spec import CacheSpec, GraphSpec, ModelEntry, ModelSpec, context_tensors
 

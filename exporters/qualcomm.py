@@ -8,10 +8,8 @@ the compiler does not take.
 from __future__ import annotations
 
 import functools
-import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +20,7 @@ import onnxruntime as ort
 import onnxruntime_qnn
 
 from edgespec.errors import BackendError
+from edgespec.files import discarded
 from edgespec.soc import Soc
 
 PROVIDER = "QNNExecutionProvider"
@@ -119,7 +118,7 @@ def session_of(graph: Path, soc: Soc, settings: dict[str, str], **options: str) 
         "soc_model": str(soc.soc_model),
         "enable_htp_fp16_precision": "1",
     }
-    with quiet():
+    with discarded(1):  # the compiler's libraries print to standard output, which is the result's
         session.add_provider_for_devices([device()], chip | options)
         return ort.InferenceSession(graph, session)
 
@@ -142,19 +141,6 @@ def device() -> Any:
             f"Qualcomm's compiler cannot be loaded: {first_line(error)}",
             "it exists for Linux x86-64, with the onnxruntime that scripts/constraints.txt names",
         ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """The compiler's libraries print to stdout, which is the result's."""
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def first_line(error: Exception) -> str:

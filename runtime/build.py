@@ -67,15 +67,12 @@ def binary(note: Callable[[str], None], sanitize: bool = False, arch: str = "", 
     library = cross_library(arch) if arch else onnx_library()
     executorch = None if arch else package("executorch")
     if form == "executorch" and executorch is None:
-        raise (
-            BackendError(
-                "the bundle is an ExecuTorch program, and executorch is not installed",
-                "pip install 'edgespec[executorch]'",
-            )
-            if not arch
-            else InputError(
-                f"no runtime of ExecuTorch programs can be compiled for {arch!r} here", "use an ONNX bundle"
-            )
+        if arch:
+            why = f"no runtime of ExecuTorch programs can be compiled for {arch!r} here"
+            raise InputError(why, "use an ONNX bundle")
+        raise BackendError(
+            "the bundle is an ExecuTorch program, and executorch is not installed",
+            "pip install 'edgespec[executorch]'",
         )
     home = cache() / f"runtime-{key(library, sanitize, arch)}"
     if not (home / BINARY).exists():

@@ -7,7 +7,6 @@ Knows ExecuTorch's Python runtime, which copies every output; nothing of caches.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgespec.errors import BackendError
+from edgespec.files import discarded
 from edgespec.spec import GraphSpec
 
 
@@ -95,11 +95,5 @@ def silent() -> Iterator[None]:
     which it also raises.
     """
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
+    with discarded(2):
         yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

@@ -15,7 +15,8 @@ import torch
 
 from edgespec.bundle import Bundle
 from edgespec.cli import main
-from edgespec.config import EvalConfig, ExportConfig
+from edgespec.config import ExportConfig
+from edgespec.config_evaluation import EvalConfig
 from edgespec.errors import InputError
 from edgespec.evaluation import Engines, absorbed, asked, before_eviction, evaluate, scores
 from edgespec.evaluation_plan import Cell, plan

@@ -25,14 +25,23 @@ TABLE = {
     "bundle": {"errors", "spec", "bundle_files", "bundle_rules"},
     "task_words": set(),
     "flags": {"errors"},
-    "config": {"errors", "flags", "spec", "policy", "bundle", "task_words", "soc"},
+    "config": {"errors", "flags", "spec", "policy", "bundle", "soc"},
     "prompts": {"errors"},
     "material": {"errors", "bundle"},
     "tasks": {"errors", "material", "task_words"},
-    "evaluation_plan": {"errors", "spec", "policy", "config", "task_words"},
+    "evaluation_plan": {"errors", "spec", "policy", "config", "config_evaluation", "task_words"},
     "evaluation_log": {"errors", "evaluation_plan"},
     "evaluation_result": {"spec", "evaluation_plan", "evaluation_log"},
-    "evaluation": {"errors", "spec", "bundle", "bundle_files", "config", "material", "tasks", "policy"}
+    "evaluation": {
+        "errors",
+        "spec",
+        "bundle",
+        "bundle_files",
+        "config_evaluation",
+        "material",
+        "tasks",
+        "policy",
+    }
     | {"evaluation_plan", "evaluation_log", "evaluation_result"},
     "evaluation_report": {"errors", "evaluation_result"} | {"rendering"},
     "evaluation_plots": {"evaluation_result"},
@@ -71,8 +80,9 @@ TABLE = {
     "gate_report": {"gate"} | {"rendering"},
     "speculation": {"bench_figures", "bench_report", "bench_table"} | {"rendering"},
     "config_bench": {"errors", "flags", "config", "suite"},
+    "config_evaluation": {"errors", "flags", "config", "policy", "task_words"},
     "commands_bench": {"errors", "config", "config_bench", "console", "progress"},
-    "commands_speculation": {"commands_bench", "config", "console", "errors", "progress"},
+    "commands_speculation": {"commands_bench", "config_evaluation", "console", "errors", "progress"},
     "console": {"errors", "progress"},
     "vocabulary": {"errors", "spec"} | {"files"},
     "config_trim": {"errors", "flags", "config"},
@@ -83,7 +93,15 @@ TABLE = {
     "commands_draft": {"config_draft", "console", "progress"},
     "curves": {"errors", "rendering"},
     "commands_latency": {"errors", "config_latency", "console", "progress"} | {"flags"},
-    "commands": {"errors", "config", "console", "progress", "commands_draft", "commands_trim"}
+    "commands": {
+        "errors",
+        "config",
+        "config_evaluation",
+        "console",
+        "progress",
+        "commands_draft",
+        "commands_trim",
+    }
     | {"commands_latency", "commands_bench", "commands_speculation"}
     | {"files"},
     "cli": {"errors", "flags", "commands", "console", "progress"},
@@ -106,7 +124,7 @@ FOLDERS = {
         "soc",
     }
     | {"progress", "profiles", "prompts", "vocabulary", "trim_result"},
-    "runtime": {"errors", "spec", "bundle", "trace", "build", "progress", "soc"},
+    "runtime": {"errors", "spec", "bundle", "trace", "build", "progress", "soc", "files"},
     "profiles": {"errors"},
 }
 FRONTS = {"optimum_command.py": {"cli"}}  # a second command line over the first

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.config import CheckConfig, EvalConfig, ExportConfig, GenerateConfig
+from edgespec.config import CheckConfig, ExportConfig, GenerateConfig
+from edgespec.config_evaluation import EvalConfig
 from edgespec.errors import InputError
 from edgespec.flags import add_flags, from_values
 from edgespec.policy import NAMES
