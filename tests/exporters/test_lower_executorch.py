@@ -17,6 +17,7 @@ from edgespec.runtime.engine import Engine
 from edgespec.runtime.program import Program
 from edgespec.spec import CacheSpec
 from tests.helpers import tiny
+from tests.helpers.absorb import absorbed_as_wanted
 from tests.helpers.oracle import own_logits
 
 pytest.importorskip("executorch", reason="ExecuTorch is not installed (EDGESPEC_EXECUTORCH=1 scripts/setup)")
@@ -47,17 +48,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_logits_are_those_of_transformers(engine: tuple[str, Engine]) -> None:
     family, run = engine
-    want, done = own_logits(tiny.model(family), TOKENS).numpy(), 0
-    run.reset()
-    for kind, width, rows in CALLS:
-        here = want[done : done + rows]
-        out = run.call(kind, TOKENS[done : done + rows], width)
-        logits, best = (out[name][0][:rows] for name in ("logits", "argmax"))
-        here = here[-1:] if kind == "prefill" else here
-        np.testing.assert_allclose(logits, here, rtol=0, atol=CLOSE, err_msg=f"{kind} at {done}")
-        assert best.tolist() == logits.argmax(-1).tolist()
-        run.accept(rows)
-        done += rows
+    absorbed_as_wanted(run, own_logits(tiny.model(family), TOKENS).numpy(), TOKENS, CALLS, CLOSE)
 
 
 def test_widths_give_the_same_bits(engine: tuple[str, Engine]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from edgespec.runtime.engine import Engine
 from edgespec.spec import CacheSpec
 from tests.helpers import tiny
+from tests.helpers.absorb import absorbed_as_wanted
 from tests.helpers.oracle import own_logits
 
 CLOSE = 2e-5  # the issue asks for 1e-4
@@ -41,19 +42,7 @@ def graph(engine: Engine, kind: str) -> onnx.ModelProto:
 
 def test_logits_are_those_of_transformers(exported: tuple[str, Engine]) -> None:
     family, engine = exported
-    want, done = own_logits(tiny.model(family), TOKENS).numpy(), 0
-    engine.reset()
-    for kind, width, rows in CALLS:
-        here = want[done : done + rows]
-        out = engine.call(kind, TOKENS[done : done + rows], width)
-        logits, best = (out[name][0][:rows] for name in ("logits", "argmax"))
-        here = here[-1:] if kind == "prefill" else here
-        assert logits.shape == here.shape
-        np.testing.assert_allclose(logits, here, rtol=0, atol=CLOSE, err_msg=f"{kind} at {done}")
-        assert best.tolist() == logits.argmax(-1).tolist()
-        engine.accept(rows)
-        done += rows
-    assert done == engine.count == engine.position
+    absorbed_as_wanted(engine, own_logits(tiny.model(family), TOKENS).numpy(), TOKENS, CALLS, CLOSE)
 
 
 def test_an_npu_graph_holds_no_constant_bool(exported: tuple[str, Engine]) -> None:

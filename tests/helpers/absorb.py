@@ -150,3 +150,26 @@ def by_moves(engine: Engine, prompt: Sequence[int], truth: Sequence[int], moves:
         text += emitted
         last = text[-1]
     return end(engine, text)
+
+
+def absorbed_as_wanted(
+    engine: Engine,
+    want: np.ndarray,
+    tokens: Sequence[int],
+    calls: Sequence[tuple[str, int, int]],
+    close: float,
+) -> None:
+    """Absorb tokens by calls (kind, width, valid rows): each row's logits are the wanted ones, [n,V]."""
+    done = 0
+    engine.reset()
+    for kind, width, rows in calls:
+        here = want[done : done + rows]
+        out = engine.call(kind, tokens[done : done + rows], width)
+        logits, best = (out[name][0][:rows] for name in ("logits", "argmax"))
+        here = here[-1:] if kind == "prefill" else here
+        assert logits.shape == here.shape
+        np.testing.assert_allclose(logits, here, rtol=0, atol=close, err_msg=f"{kind} at {done}")
+        assert best.tolist() == logits.argmax(-1).tolist()
+        engine.accept(rows)
+        done += rows
+    assert done == engine.count == engine.position
