@@ -18,6 +18,7 @@
 
 #include "backend.h"
 #include "error.h"
+#include "onnx_status.h"
 #include "onnx_table.h"
 #include "qnn.h"
 
@@ -28,14 +29,7 @@ constexpr uint32_t API_VERSION = 17;  // the oldest that has all we call; newer 
 constexpr uint64_t SMALL = 1 << 16;   // bytes
 const OrtApi* api = nullptr;
 
-void check(OrtStatus* status, const std::string& doing) {
-    if (!status) return;
-    std::string message = api->GetErrorMessage(status);
-    api->ReleaseStatus(status);
-    for (const char* words : {"bad_alloc", "bad allocation", "Failed to allocate memory"})
-        if (message.find(words) != std::string::npos) throw std::bad_alloc();
-    throw Error("ONNX Runtime cannot " + doing + ": " + message.substr(0, message.find('\n')), "run edgespec check on the bundle");
-}
+void check(OrtStatus* status, const std::string& doing) { check_status(api, status, "ONNX Runtime", doing, "run edgespec check on the bundle"); }
 
 // A read-only file in memory, paged in as it is used.
 class Mapping {

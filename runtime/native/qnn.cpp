@@ -1,9 +1,9 @@
 #include "qnn.h"
 
 #include <cstring>
-#include <new>
 
 #include "error.h"
+#include "onnx_status.h"
 
 namespace edgespec {
 namespace {
@@ -36,12 +36,7 @@ const OrtApi* api() {
     return found;
 }
 
-void check(OrtStatus* status, const std::string& doing) {
-    if (!status) return;
-    const std::string message = api()->GetErrorMessage(status);
-    api()->ReleaseStatus(status);
-    throw Error("Qualcomm's provider cannot " + doing + ": " + message.substr(0, message.find('\n')), "name the folder of onnxruntime-qnn's libraries with --qnn");
-}
+void check(OrtStatus* status, const std::string& doing) { check_status(api(), status, "Qualcomm's provider", doing, "name the folder of onnxruntime-qnn's libraries with --qnn"); }
 
 }  // namespace
 
