@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgespec.config import EvalConfig
+from edgespec.config_evaluation import EvalConfig
 from edgespec.errors import InputError
 from edgespec.evaluation_plan import Cell, Plan, plan, policies_of, queries
 from edgespec.flags import from_values
