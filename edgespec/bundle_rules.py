@@ -13,6 +13,7 @@ from edgespec.errors import BundleError, InputError
 from edgespec.soc import NAMES as SOCS
 from edgespec.spec import (
     BYTES_PER_ELEMENT,
+    CACHED,
     CONTRACTS,
     DEVICES,
     FORMATS,
@@ -135,6 +136,11 @@ def _check_cache(cache: CacheSpec, device: str, where: str) -> None:
     if device == "npu" and cache.contract != "rows":
         raise _fault(f"{where}.contract", "is append, which no npu can run")
     _known(cache.positions, POSITIONS, f"{where}.positions")
+    _known(cache.dtype, CACHED, f"{where}.dtype")
+    if cache.dtype != "float32" and (cache.contract, cache.positions) != ("rows", "absolute"):
+        raise _fault(
+            f"{where}.dtype", f"is {cache.dtype}, which {cache.contract}, {cache.positions} caches are not"
+        )
     if not 1 <= cache.block <= cache.budget:
         raise _fault(f"{where}.block", f"is {cache.block}, not 1 to the budget {cache.budget}")
     if cache.slots > MOST_SLOTS:
@@ -180,7 +186,7 @@ def _check_graph(graph: GraphSpec, model: ModelEntry, where: str) -> None:
     expected = 2 * spec.layers + 3 + more
     if len(graph.inputs) != expected:
         raise _fault(f"{where}.inputs", f"are {len(graph.inputs)}, not {expected}")
-    inputs = step_inputs(graph.kind, graph.width, spec, cache.rows(graph.bucket), context)
+    inputs = step_inputs(graph.kind, graph.width, spec, cache.rows(graph.bucket), context, cache.dtype)
     _same(graph.inputs, inputs, f"{where}.inputs")
     sizes = (graph.width, spec, cache, graph.bucket, model.head_rows, _top(graph), context)
     _same(graph.outputs, step_outputs(graph.kind, *sizes), f"{where}.outputs")

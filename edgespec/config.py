@@ -26,11 +26,12 @@ from edgespec.flags import (
 from edgespec.policy import NAMES as POLICIES
 from edgespec.policy import check as check_policy
 from edgespec.soc import NAMES as SOCS
-from edgespec.spec import DEVICES, FORMATS, POSITIONS, PRECISIONS
+from edgespec.spec import CODED, DEVICES, FORMATS, POSITIONS, PRECISIONS
 
 DRAFTS = ("demo", "layers")  # drafts that are no path: the shipped one, and the target's own layers
-DEVICE_PRECISIONS = {"cpu": PRECISIONS, "npu": ("int4", "fp16")}
+DEVICE_PRECISIONS = {"cpu": ("int4", "int8", "fp16", "fp32"), "npu": ("int4", "fp16", *CODED)}
 EXECUTORCH_PRECISIONS = ("int8", "fp32")
+MISCOMPILED = 16  # rows of coded activations: onnxruntime-qnn 2.7.0 gets these wrong, and no other number
 LARGEST_BUDGET = 2**20
 WINDOW = 32
 VIA = 'command that runs a shell line on the device, such as "adb shell" or "ssh phone"'
@@ -187,18 +188,36 @@ class ExportConfig:
             )
         for name in ("weights", "head", "embedding"):
             form = getattr(self, name)
-            # An NPU looks nothing up in a table of codes (GatherBlockQuantized).
-            allowed = (
-                ("fp16",) if (self.device, name) == ("npu", "embedding") else DEVICE_PRECISIONS[self.device]
-            )
-            if self.format == "executorch":
-                allowed = EXECUTORCH_PRECISIONS
+            allowed = self._forms(name)
             if form is not None and form not in allowed:
                 one_of(name, form, PRECISIONS)
                 onnx = "--device cpu" if self.format == "onnx" else "--format onnx"
                 where = f"on device {self.device}" if self.format == "onnx" else "in an ExecuTorch program"
                 hint = f"use --{name} {' or '.join(allowed)}, or {onnx}"
                 raise InputError(f"{name} {form} cannot run {where}", hint)
+        if self.weights in CODED and MISCOMPILED in (self.block, *self.widths):
+            raise InputError(
+                f"weights {self.weights} cannot have calls of {MISCOMPILED} rows, which Qualcomm's compiler "
+                "gets wrong",
+                f"use another --{'block' if self.block == MISCOMPILED else 'widths'}",
+            )
+        if self.weights in CODED and self.positions == "compact":
+            raise InputError(
+                f"weights {self.weights} keep rows as codes, which no commit turns to another position",
+                "leave --positions out, or use --weights fp16",
+            )
+
+    def _forms(self, name: str) -> tuple[str, ...]:
+        """The forms that `weights`, `head` or `embedding` may have beside the others.
+
+        An NPU looks nothing up in a table of 4-bit codes, and codes of 8 bits need coded activations.
+        """
+        if self.format == "executorch":
+            return EXECUTORCH_PRECISIONS
+        coded = self.weights in CODED
+        if self.device == "npu" and name != "weights":
+            return ("fp16", *(("w8a16",) if coded else ("int4",) if name == "head" else ()))
+        return DEVICE_PRECISIONS[self.device]
 
 
 @dataclass(frozen=True)

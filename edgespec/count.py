@@ -25,6 +25,7 @@ from edgespec.spec import BYTES_PER_ELEMENT, GraphSpec, ModelEntry, TensorSpec
 LOOKUPS = ("Gather", "GatherBlockQuantized")
 ANGLES = {("GroupQueryAttention", 7), ("GroupQueryAttention", 8)}  # tables of cosines and sines
 PRODUCTS = ("MatMul", "MatMulIntegerToFloat", "MatMulNBits")
+WIDENED = ("Cast", "DequantizeLinear")  # what makes floats of a stored weight
 _CODES = (2, 3, 21, 22)  # uint8, int8, uint4, int4
 _BITS = {
     1: 32,
@@ -137,9 +138,9 @@ def count(bundle: Bundle) -> BundleCost:
 
 
 def bytes_kv(model: ModelEntry, bucket: int) -> int:
-    """Bytes of all the model's cache buffers in a bucket: 2 L x KV x rows x d float32."""
-    spec = model.spec
-    return 2 * spec.layers * spec.kv_heads * model.cache.rows(bucket) * spec.head_dim * 4
+    """Bytes of all the model's cache buffers in a bucket: 2 L x KV x rows x d."""
+    spec, element = model.spec, BYTES_PER_ELEMENT[model.cache.dtype]
+    return 2 * spec.layers * spec.kv_heads * model.cache.rows(bucket) * spec.head_dim * element
 
 
 def bytes_policy(model: ModelEntry) -> int:
@@ -224,6 +225,10 @@ def _read_onnx(path: Path, spec: GraphSpec) -> dict[str, Any]:
     for node in graph.node:
         for i, name in enumerate(node.input):
             uses.setdefault(name, []).append((node, i))
+    for node in reversed(graph.node):  # codes are read as their floats are
+        if node.op_type == "DequantizeLinear":
+            own = [use for use in uses[node.input[0]] if use[0] is not node]
+            uses[node.input[0]] = own + uses.get(node.output[0], [])
     read = codes = 0
     for tensor in graph.initializer:
         size = _read_bytes(tensor, uses.get(tensor.name, []), spec.width)
@@ -262,7 +267,7 @@ def _count_products(graph: Any, spec: GraphSpec) -> tuple[int, int]:
     products take (q, k and v) goes in once.
     """
     sizes = {t.name: tuple(t.dims) for t in graph.initializer if len(t.dims) > 1}
-    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type in WIDENED}
     products = []
     for node in graph.node:
         if node.op_type in PRODUCTS and (size := _weight_of(node, sizes, casts)):

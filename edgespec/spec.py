@@ -19,7 +19,9 @@ STEPS = ("prefill", "verify", "decode", "draft")
 KINDS = (*STEPS, "observe", "commit", "context")
 DEVICES = ("cpu", "npu")
 FORMATS = ("onnx", "executorch")
-PRECISIONS = ("int4", "int8", "fp16", "fp32")
+PRECISIONS = ("int4", "int8", "fp16", "fp32", "w4a16", "w8a16")
+CODED = ("w4a16", "w8a16")  # forms whose activations are codes of 16 bits, and whose caches are of 8
+CACHED = ("float32", "int8")
 MODELS = ("target", "draft")
 LAYER_CLASSES = ("linear", "ends", "head", "embedding")
 BYTES_PER_ELEMENT = {"float32": 4, "float16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
@@ -51,6 +53,7 @@ class CacheSpec:
     """A cache's facts: M = budget + block slots, the policy that empties it, who appends (`contract`), and
     how many of each block's last queries are kept for the policy (`queries`). `positions`: a row keeps the
     position it came with (absolute), or every commit turns keys to their place in the cache (compact).
+    `dtype`: its rows are float32, or int8 codes, with a scale for each layer's head that the graphs know.
     """
 
     contract: str
@@ -63,6 +66,7 @@ class CacheSpec:
     widest: int
     queries: int = 0
     positions: str = "absolute"
+    dtype: str = "float32"
 
     @property
     def slots(self) -> int:
@@ -76,7 +80,7 @@ class CacheSpec:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of a graph: its name, ONNX element type (`float32`, `int32`) and fixed shape."""
+    """A graph's input or output: its name, ONNX element type (`float32`, `int32`, `int8`) and fixed shape."""
 
     name: str
     dtype: str
@@ -171,13 +175,13 @@ class Manifest:
 
 
 def step_inputs(
-    kind: str, width: int, model: ModelSpec, rows: int, context: int = 0
+    kind: str, width: int, model: ModelSpec, rows: int, context: int = 0, cached: str = "float32"
 ) -> tuple[TensorSpec, ...]:
     """Inputs of a step graph: tokens [1,S], position [1], count [1], the row wanted (prefill), 2L caches.
 
-    A cache is [1,KV,rows,d]; under the `rows` contract its free slots hold zeros. Where the head has context
-    rows, `draft` takes them as columns [hidden,R] with the absolute id of the token that each is of, -1 where
-    a column is not filled.
+    A cache is [1,KV,rows,d] of the type `cached`; under the `rows` contract its free slots hold zeros. Where
+    the head has context rows, `draft` takes them as columns [hidden,R] with the absolute id of the token that
+    each is of, -1 where a column is not filled.
     """
     cache = (1, model.kv_heads, rows, model.head_dim)
     head = [
@@ -193,9 +197,7 @@ def step_inputs(
             TensorSpec("context_ids", "int32", (context,)),
         ]
     caches = [
-        TensorSpec(f"{part}_{i}", "float32", cache)
-        for part in ("keys", "values")
-        for i in range(model.layers)
+        TensorSpec(f"{part}_{i}", cached, cache) for part in ("keys", "values") for i in range(model.layers)
     ]
     return tuple(head + caches)
 
@@ -231,7 +233,7 @@ def step_outputs(
     if cache.contract == "rows":
         shape = (model.layers, model.kv_heads, width, model.head_dim)
         return tuple(
-            [*head, TensorSpec("new_keys", "float32", shape), TensorSpec("new_values", "float32", shape)]
+            [*head, TensorSpec("new_keys", cache.dtype, shape), TensorSpec("new_values", cache.dtype, shape)]
         )
     shape = (1, model.kv_heads, cache.rows(bucket), model.head_dim)
     return tuple(
@@ -266,12 +268,17 @@ def policy_inputs(
         "queries": (cache.queries, model.heads, model.head_dim),
         "carried": (model.heads, cache.slots),
     }
-    given = [TensorSpec(name, "float32", shape) for name, shape in shapes.items() if name in reads]
+    types = {"keys": cache.dtype, "values": cache.dtype}
+    given = [
+        TensorSpec(name, types.get(name, "float32"), shape) for name, shape in shapes.items() if name in reads
+    ]
     return tuple(given + ([TensorSpec("count", "int32", (1,))] if kind == "observe" else []))
 
 
 def kept_parts(cache: CacheSpec) -> tuple[str, ...]:
-    """What a commit graph gives of the rows that stay: all for an NPU, and keys that it turned."""
+    """What a commit graph gives of the rows that stay: floats for an NPU, and keys that it turned."""
+    if cache.dtype != "float32":
+        return ()
     return (
         ("keys", "values") if cache.contract == "rows" else ("keys",) if cache.positions == "compact" else ()
     )

@@ -14,10 +14,11 @@ from math import prod
 from edgespec.bundle import Bundle
 from edgespec.count import BundleCost, GraphCost, bytes_policy, count
 from edgespec.errors import BackendError, InputError
-from edgespec.shape import Precision, Shape, bytes_codes, bytes_matrix, padded
-from edgespec.spec import STEPS, ModelEntry
+from edgespec.shape import PRECISIONS, Precision, Shape, bytes_codes, bytes_matrix, padded
+from edgespec.spec import CODED, STEPS, ModelEntry
 
 ARITHMETIC = {"int4": "int8", "int8": "int8", "fp16": "float", "fp32": "float"}
+PARTS = {"int8": 0.5}  # of a float: a code takes half as many bytes as an NPU keeps one in
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,20 @@ def _of_entry(bundle: Bundle, model: ModelEntry, cost: BundleCost) -> ModelWork:
             steps[graph.kind, graph.width, graph.bucket] = _step(read, cache.rows(graph.bucket))
         else:
             tensors = (*graph.inputs, *graph.outputs)
-            policy[graph.kind, graph.bucket] = sum(prod(t.shape) for t in tensors)
-    arithmetic = ARITHMETIC[model.precision["linear"]] if bundle.manifest.device == "cpu" else "float"
+            policy[graph.kind, graph.bucket] = sum(prod(t.shape) * PARTS.get(t.dtype, 1) for t in tensors)
+    form = model.precision["linear"]
+    arithmetic = ARITHMETIC[form] if bundle.manifest.device == "cpu" else "float"
+    cached = activation = None
+    if form in CODED:
+        stored_as = PRECISIONS[form]
+        arithmetic, cached, activation = (
+            stored_as.arithmetic, stored_as.bytes_cached, stored_as.bytes_activation
+        )  # fmt: skip
     held = next(m for m in cost.models if m.model == model.name)
     stored = held.bytes_weights + held.bytes_graphs + held.bytes_context
     return ModelWork(
         model.name, spec.layers, sum(window == 0 for window in spec.windows), spec.heads, spec.kv_heads,
-        spec.head_dim, arithmetic, None, None, cache.contract == "append", cache.budget, cache.block,
+        spec.head_dim, arithmetic, cached, activation, cache.contract == "append", cache.budget, cache.block,
         cache.buckets, model.head_rows, stored, bytes_policy(model), steps, policy,
     )  # fmt: skip
 

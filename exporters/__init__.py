@@ -9,7 +9,7 @@ from typing import Any
 from edgespec.bundle import Bundle
 from edgespec.config import ExportConfig
 from edgespec.errors import BackendError
-from edgespec.spec import CompiledEntry, ModelEntry
+from edgespec.spec import CODED, CompiledEntry, ModelEntry
 
 
 def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
@@ -20,7 +20,7 @@ def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
     from edgespec.bundle import creating, open_bundle
     from edgespec.exporters.assemble import manifest, save_tokenizer
     from edgespec.exporters.calibrate import needed
-    from edgespec.exporters.plan import calibrated, plan
+    from edgespec.exporters.plan import calibrated, plan, with_spans
     from edgespec.exporters.widths import marked
 
     export_model = exporter(config.format)
@@ -29,9 +29,13 @@ def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
     with creating(config.output, config.force) as staging:
         entries, target = [], None
         for job in jobs:
-            if job.precision["linear"] == "int4" and needed(job.checkpoint):
+            linear = job.precision["linear"]
+            if linear == "w4a16" or (linear == "int4" and needed(job.checkpoint)):
                 with progress.stage(f"{job.name}: calibration") as advance:
                     job = calibrated(config, job, advance)
+            if linear in CODED:
+                with progress.stage(f"{job.name}: spans") as advance:
+                    job = with_spans(config, job, advance)
             entry, source = export_model(job, staging.path, progress, target)
             target = target or source
             with progress.stage(f"{job.name}: widths agree?"):

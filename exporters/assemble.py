@@ -25,6 +25,7 @@ from edgespec.exporters.build import Builder
 from edgespec.exporters.checkpoint import Checkpoint, Grid, Tokenizer, layer_of
 from edgespec.exporters.commit import Turn, policy_graphs
 from edgespec.exporters.forms import FORMS
+from edgespec.exporters.lower_codes import Spans
 from edgespec.exporters.lower_context import context_graph
 from edgespec.exporters.lower_onnx import Lowering, Storage, Target
 from edgespec.exporters.program import Program, build_program
@@ -48,7 +49,8 @@ CONTEXT_WIDTH = 4  # context rows that one call looks up; a round brings about o
 class Job:
     """One model of a bundle, decided: all that is left is work.
 
-    `head_ids` are the rows a draft's head keeps, `context_rows` how many more it is given at run time.
+    `head_ids` are the rows a draft's head keeps, `context_rows` how many more it is given at run time,
+    `spans` what its activations reach, where they are coded.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Job:
     head_ids: np.ndarray | None = None
     grids: dict[str, Grid] | None = None
     context_rows: int = 0
+    spans: Spans | None = None
 
     def form(self, role: str, name: str) -> str:
         """The form of a parameter by its role and its name in the checkpoint."""
@@ -120,7 +123,7 @@ class Source:
         """What the lowering asks."""
         seen = [n for n in self.program.shapes if self.canonical(n) == self.head]
         tables = [n for n in self.program.shapes if self.canonical(n) == self.embedding]
-        return Storage(self.place, self.plain, frozenset(seen), frozenset(tables))
+        return Storage(self.place, self.plain, frozenset(seen), frozenset(tables), self.job.spans)
 
     def place(self, b: Builder, names: tuple[str, ...], role: str) -> tuple[Any, dict[str, ir.Value]]:
         """Parameters' form and arrays; the draft's embedding is the target's where the tables agree."""

@@ -6,22 +6,20 @@ that do not come on a grid of their own; knows nothing of graphs.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
-from edgespec.errors import InputError
 from edgespec.exporters.checkpoint import Checkpoint, Grid, layer_of
-from edgespec.exporters.forms import BLOCK, LEVELS
-from edgespec.exporters.step import LargeOnMeta
+from edgespec.exporters.grids import BLOCK, LEVELS, MIDDLE4
+from edgespec.exporters.streaming import streamed
 
 DAMPING = 0.01  # of the Hessian's mean diagonal, as in the paper's code
 SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # shares of a block's span that are tried
 COLUMNS = 128  # columns whose error is carried on lazily
+GridRule = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # weight [N,K], importance [K] -> scale, low
 
 
 def grid_of(weight: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,11 +46,28 @@ def grid_of(weight: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
     return scale, low
 
 
-def gptq(weight: Tensor, hessian: Tensor) -> tuple[Grid, Tensor]:
+def steps_of(weight: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of a grid around 0 whose scales are whole steps of their output's (forms.CodedBlocks)."""
+    blocks = weight.reshape(len(weight), -1, BLOCK)
+    weigh = importance.reshape(-1, BLOCK)
+    most = blocks.abs().amax(-1) / (MIDDLE4 - 1)
+    size = (most.amax(1, keepdim=True) / LEVELS).clamp_min(1e-12)
+    best = torch.full_like(most, torch.inf)
+    scale = torch.zeros_like(most)
+    for share in SHRINK:
+        tried = (most * share / size).ceil().clamp(1, LEVELS) * size
+        codes = (blocks / tried[..., None]).round().clamp(-MIDDLE4, MIDDLE4 - 1)
+        error = ((codes * tried[..., None] - blocks).pow(2) * weigh).sum(-1)
+        better = error < best
+        best, scale = torch.where(better, error, best), torch.where(better, tried, scale)
+    return scale, -MIDDLE4 * scale
+
+
+def gptq(weight: Tensor, hessian: Tensor, rule: GridRule = grid_of) -> tuple[Grid, Tensor]:
     """A weight's codes on the asymmetric grid, and the weight they stand for.
 
     GPTQ (arXiv 2210.17323, algorithm 1): columns are rounded one after the other, and each one's error is
-    spread over those to come by the inverse Hessian of the inputs. The grid is fixed beforehand (grid_of), so
+    spread over those to come by the inverse Hessian of the inputs. The grid is fixed beforehand (`rule`), so
     that columns can be taken in order of falling importance (the authors' later "act-order").
     weight [N,K], hessian X'X [K,K].
     """
@@ -60,7 +75,7 @@ def gptq(weight: Tensor, hessian: Tensor) -> tuple[Grid, Tensor]:
     hessian = hessian.clone()
     unused = hessian.diagonal() == 0
     hessian.diagonal()[unused] = 1
-    scales, lows = grid_of(weight, hessian.diagonal())
+    scales, lows = rule(weight, hessian.diagonal())
     order = hessian.diagonal().argsort(descending=True)
     left, hessian = weight[:, order], hessian[order][:, order]
     hessian.diagonal().add_(DAMPING * hessian.diagonal().mean())
@@ -81,60 +96,38 @@ def gptq(weight: Tensor, hessian: Tensor) -> tuple[Grid, Tensor]:
     return Grid(codes.numpy(), scales.numpy(), lows.numpy()), rounded
 
 
-class Streamed(nn.Module):
-    """A decoder layer that is read when called, calibrated on what it is called with, and dropped."""
+class Rounding:
+    """Rounds each linear of a layer at the moment it is reached, on inputs already rounded."""
 
     def __init__(
-        self,
-        layer: nn.Module,
-        path: str,
-        checkpoint: Checkpoint,
-        wanted: Callable[[str], bool],
-        found: Callable[[str, Grid], None],
+        self, wanted: Callable[[str], bool], found: Callable[[str, Grid], None], grid: GridRule
     ) -> None:
-        super().__init__()
-        self.layer, self.path, self.checkpoint = layer, path, checkpoint
-        self.wanted, self.found = wanted, found
+        self.wanted, self.found, self.grid = wanted, found, grid
         self.last: tuple[Tensor, Tensor] | None = None  # an input and its Hessian
-        for name in ("attention_type", "layer_type"):  # some models look at their layers' kind
-            if hasattr(layer, name):
-                setattr(self, name, getattr(layer, name))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's output, each linear rounded at the moment it is reached, on inputs already rounded."""
-        for name, _ in list(self.layer.named_parameters()):
-            place(self.layer, name, self.checkpoint.tensor(f"{self.path}.{name}"))
-        linears = [(name, m) for name, m in self.layer.named_modules() if isinstance(m, nn.Linear)]
-        handles = [
-            m.register_forward_pre_hook(self.rounding(f"{self.path}.{name}.weight")) for name, m in linears
-        ]
-        out = self.layer(*args, **kwargs)
+    @contextlib.contextmanager
+    def around(self, layer: nn.Module, path: str) -> Iterator[None]:
+        """The layer's linears round themselves before they multiply."""
+        linears = [(name, m) for name, m in layer.named_modules() if isinstance(m, nn.Linear)]
+        handles = [m.register_forward_pre_hook(self.hook(f"{path}.{name}.weight")) for name, m in linears]
+        yield
         for handle in handles:
             handle.remove()
-        for name, parameter in list(self.layer.named_parameters()):
-            place(self.layer, name, torch.empty(parameter.shape, device="meta"))
         self.last = None
-        return out
 
-    def rounding(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        """A hook that rounds one linear before it multiplies."""
+    def hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        """What rounds one linear."""
 
-        def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        def rounds(module: nn.Module, given: tuple[Tensor, ...]) -> None:
             if module.in_features % BLOCK or not self.wanted(name):
                 return
             if self.last is None or self.last[0] is not given[0]:  # q, k and v read one input
                 rows = given[0].reshape(-1, given[0].shape[-1])
                 self.last = given[0], rows.T @ rows
-            grid, module.weight.data = gptq(module.weight.data, self.last[1])
+            grid, module.weight.data = gptq(module.weight.data, self.last[1], self.grid)
             self.found(name, grid)
 
-        return hook
-
-
-def place(module: nn.Module, name: str, value: Tensor) -> None:
-    """Give a parameter this value, whatever device it was on."""
-    owner, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+        return rounds
 
 
 def needed(checkpoint: Checkpoint) -> bool:
@@ -148,41 +141,23 @@ def calibrate(
     windows: Tensor,
     rounded: Callable[[str], bool],
     advance: Callable[[int, int], None],
+    rule: GridRule = grid_of,
 ) -> dict[str, Grid]:
-    """The grid of every linear inside the decoder's layers that is `rounded` and on no grid, by name.
+    """The grid of every linear inside the decoder's layers that is `rounded`, by name; by the default rule,
+    of those that are on no grid of their own.
 
     windows [n, length] token ids of a text that is not the one a check measures on. InputError where a model
     keeps its layers in an unknown way. Memory: one layer, its Hessians [K,K], and the text's hidden states.
     """
-    with LargeOnMeta(), torch.no_grad():
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(checkpoint.config)).eval()
-    layers = checkpoint.config.num_hidden_layers
-    stacks = [
-        (path, m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == layers
-    ]
-    if len(stacks) != 1:
-        raise InputError(
-            f"{checkpoint.source} keeps its decoder layers in an unknown way, so int4 cannot be calibrated",
-            "use --weights int8",
-        )
-    path, stack = stacks[0]
     grids: dict[str, Grid] = {}
-    inside = {id(p) for p in stack.parameters()}
-    head = model.get_output_embeddings()
-    skip = set() if head is None else {id(p) for p in head.parameters()}
-    for name, parameter in list(model.named_parameters()):
-        if id(parameter) not in inside and (id(parameter) not in skip or name in checkpoint.names()):
-            place(model, name, checkpoint.tensor(name))
+    layers = checkpoint.config.num_hidden_layers
 
     def wanted(name: str) -> bool:
-        return rounded(name) and checkpoint.grid(name) is None
+        return rounded(name) and (rule is not grid_of or checkpoint.grid(name) is None)
 
     def found(name: str, grid: Grid) -> None:
         grids[name] = grid
-        advance(int(name[len(path) + 1 :].split(".")[0]) + 1, layers)
+        advance((layer_of(name) or 0) + 1, layers)
 
-    for i, layer in enumerate(stack):
-        stack[i] = Streamed(layer, f"{path}.{i}", checkpoint, wanted, found)
-    with torch.no_grad():
-        model.get_decoder()(input_ids=windows, use_cache=False)
+    streamed(checkpoint, windows, Rounding(wanted, found, rule).around)
     return grids

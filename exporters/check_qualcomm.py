@@ -244,6 +244,7 @@ def share(got: np.ndarray, want: np.ndarray) -> float:
     """The largest |difference| as a share of the largest size, or of 1 where that is 0; infinite where
     something is no number.
     """
+    got, want = got.astype(np.float64), want.astype(np.float64)
     value = float(np.abs(got - want).max()) / (float(np.abs(want).max()) or 1)
     return value if value == value else float("inf")
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgespec.errors import BundleError
+from edgespec.exporters.lower_codes import STEPS8
 from edgespec.exporters.scores import Layer, carrying, score_of
 from edgespec.spec import (
     CacheSpec,
@@ -254,6 +255,7 @@ def exported(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[T
             output_names=[t.name for t in outputs],
         )
     model = program.model
+    decode_inputs(model, inputs)
     for noted in (
         model,
         model.graph,
@@ -263,6 +265,28 @@ def exported(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[T
     ):
         noted.metadata_props.clear()  # the exporter's notes: stack traces, with this machine's paths
     return model
+
+
+def decode_inputs(model: ir.Model, inputs: tuple[TensorSpec, ...]) -> None:
+    """Let those inputs that are codes of a cache come as such; the graph sees code/127."""
+    held = model.graph.initializers
+    for value, tensor in zip(model.graph.inputs, inputs, strict=True):
+        if tensor.dtype != "int8":
+            continue
+        step = (np.float32(1 / STEPS8), np.int8(0))
+        given = [
+            ir.Value(name=f"{tensor.name}_{what}", const_value=ir.tensor(np.asarray(number)))
+            for what, number in zip(("step", "zero"), step, strict=True)
+        ]
+        for constant in given:
+            held.add(constant)
+        node = ir.node("DequantizeLinear", [value, *given])
+        made = node.outputs[0]
+        made.name = f"{tensor.name}_seen"
+        ir.convenience.replace_all_uses_with(value, made)
+        node.replace_input_with(0, value)
+        value.type = ir.TensorType(ir.DataType.INT8)
+        model.graph.insert_before(model.graph[0], node)
 
 
 def write_policy(

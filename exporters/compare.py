@@ -12,6 +12,7 @@ from torch import Tensor
 
 from edgespec.exporters.attention import StepCache
 from edgespec.exporters.commit import PROTECTED, Turn, keep, moved, observed, ranked, reads, survivors
+from edgespec.exporters.lower_codes import STEPS8
 from edgespec.exporters.recognise import AngleTable
 from edgespec.exporters.scores import Layer, carrying
 from edgespec.exporters.step import Step, prepare, ready
@@ -191,6 +192,12 @@ class Reference:
                 buffer[0, :, : cache.budget] = moved(buffer[0], kept, turn)
 
 
+def seen(rows: np.ndarray) -> Tensor:
+    """A layer's tensor as a policy sees it: codes stand for code/127 of the largest."""
+    made = torch.from_numpy(rows)
+    return made.float() / STEPS8 if rows.dtype == np.int8 else made
+
+
 def misplaced(given: dict[str, np.ndarray], kept: np.ndarray, entry: ModelEntry) -> int:
     """Rows of `kept` [KV,N] that the policy would not keep of a layer's tensors (Engine.commits); all, where
     they do not ascend.
@@ -198,7 +205,7 @@ def misplaced(given: dict[str, np.ndarray], kept: np.ndarray, entry: ModelEntry)
     A row counts as well chosen where its score is within rounding of the last one kept.
     """
     cache, parts = entry.cache, reads(entry.cache)
-    given_parts = {name: torch.from_numpy(array) for name, array in given.items() if name in parts}
+    given_parts = {name: seen(array) for name, array in given.items() if name in parts}
     layer = Layer(**given_parts, end=cache.slots, softcap=entry.spec.softcap)
     scores = ranked(observed(layer, cache), cache)
     if not (np.diff(kept) > 0).all() or kept.min() < 0 or kept.max() >= cache.slots:

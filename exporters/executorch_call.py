@@ -14,7 +14,7 @@ from executorch.exir.lowered_backend_module import LoweredBackendModule
 from torch import Tensor, nn
 
 from edgespec.exporters.attention import MASKED
-from edgespec.exporters.forms import int8_rows
+from edgespec.exporters.grids import int8_rows
 from edgespec.exporters.lower_executorch import Lowering, columns, positive
 from edgespec.spec import TensorSpec
 

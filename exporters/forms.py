@@ -16,6 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgespec.errors import InputError
+from edgespec.exporters.grids import (
+    BLOCK,
+    LEVELS,
+    MIDDLE4,
+    int8_rows,
+    nearest_grid,
+    nearest_steps,
+    on_steps,
+    symmetric,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,9 +36,6 @@ if TYPE_CHECKING:
 Parts = dict[str, "ir.Value"]
 Layout = dict[str, tuple[str, tuple[int, ...]]]
 
-BLOCK = 32  # inputs that share a 4-bit grid
-LEVELS = 15  # steps of a 4-bit grid
-MIDDLE4 = 8  # the zero point MatMulNBits and GatherBlockQuantized assume for 4 bits
 STAGES = 2  # coarse and fine codes of an offset
 MIDDLE8 = 128  # the zero point of uint8 weights
 MICROSOFT = "com.microsoft"
@@ -212,30 +219,101 @@ class Plain:
         )
 
 
-Form = Int4Grid | Int8Rows | Plain
-FORMS: dict[str, Any] = {
-    form.name: form for form in (Int4Grid(), Int8Rows(), Plain("fp16", "float16"), Plain("fp32", "float32"))
-}
-
-
-def int8_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes -127..127 of [n,k] as int16, and the scale of each row."""
-    scale = np.abs(weight).max(1) / np.float32(127)
-    codes = np.rint(weight / np.where(scale > 0, scale, 1)[:, None]).astype(np.int16)
-    return codes, scale.astype(np.float32)
-
-
-def nearest_grid(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes [n,k], scale, low [n,k/32] on a grid from a block's least to its largest value.
-
-    K padded with 0.
+class CodedRows:
+    """8-bit weights with a scale per output, for activations that are codes (lower_codes.py): a
+    DequantizeLinear that an NPU's compiler takes into the product.
     """
-    n, k = weight.shape
-    blocks = np.pad(weight, ((0, 0), (0, -k % BLOCK))).reshape(n, -1, BLOCK).astype(np.float32)
-    low, high = blocks.min(-1), blocks.max(-1)
-    scale = (high - low) / LEVELS
-    steps = (blocks - low[..., None]) / np.where(scale > 0, scale, 1)[..., None]
-    return np.rint(steps).astype(np.uint8).reshape(n, -1), scale, low
+
+    name = "w8a16"
+    one_row_differs = False
+
+    def parts(self, n: int, k: int) -> Layout:
+        """Type and shape of each array of an [n,k] weight."""
+        return {"codes": ("int8", (k, n)), "scale": ("float32", (n,))}
+
+    def encode(self, weight: np.ndarray, grid: Grid | None = None) -> Encoded:
+        """Codes, transposed, and the scale of each output."""
+        codes, scale = int8_rows(weight)
+        return Encoded({"codes": np.ascontiguousarray(codes.astype(np.int8).T), "scale": scale})
+
+    def decode(self, encoded: Encoded, k: int) -> np.ndarray:
+        """The weight [n,k] that the graph multiplies with."""
+        return encoded.arrays["codes"].T.astype(np.float32) * encoded.arrays["scale"][:, None]
+
+    def linear(self, b: Builder, x: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
+        """x [1,rows,k] -> [1,rows,n]."""
+        return b.op("MatMul", x, b.op("DequantizeLinear", parts["codes"], parts["scale"], axis=1))
+
+    def embed(self, b: Builder, ids: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
+        """ids [1,rows] -> those rows of the weight, [1,rows,k].
+
+        Between two DequantizeLinear of the same step: an NPU looks codes up only as part of such a group.
+        """
+        step = number(b, 1), b.const(np.int8(0))
+        found = b.op("Gather", b.op("DequantizeLinear", parts["codes"], *step), ids, axis=1)
+        found = b.op("DequantizeLinear", b.op("QuantizeLinear", found, *step), *step)
+        scale = b.op("Reshape", b.op("Gather", parts["scale"], ids, axis=0), shape(b, 1, rows, 1))
+        return b.op("Mul", b.op("Transpose", found, perm=[1, 2, 0]), scale)
+
+
+class CodedBlocks:
+    """4-bit weights in blocks of 32 inputs for coded activations: a block's scale is 1 to 15 steps of its
+    output's (Qualcomm's low-power block quantisation, LPBQ), so that sums of products stay integers.
+    """
+
+    name = "w4a16"
+    one_row_differs = False
+
+    def parts(self, n: int, k: int) -> Layout:
+        """Type and shape of each array of an [n,k] weight; InputError where blocks do not fit."""
+        if k % BLOCK:
+            raise InputError(
+                f"w4a16 holds weights in blocks of {BLOCK} inputs, and a layer has {k}", "use --weights w8a16"
+            )
+        blocks = k // BLOCK
+        by_block = (blocks, n)
+        return {
+            "codes": ("int4", (k, n)),
+            "zeros": ("int4", by_block),  # the compiler takes no block without one
+            "steps": ("uint8", by_block),
+            "scale": ("float32", (n,)),
+        }
+
+    def encode(self, weight: np.ndarray, grid: Grid | None = None) -> Encoded:
+        """Codes two a byte (the even output in the low half), whole steps of each block, the step's size."""
+        codes, steps, size = nearest_steps(weight) if grid is None else on_steps(grid)
+        pairs = np.ascontiguousarray(codes.T).astype(np.uint8).reshape(-1, 2) & LEVELS
+        packed = pairs[:, 0] | (pairs[:, 1] << 4)
+        zeros = np.zeros(-(-steps.size // 2), np.uint8)
+        by_block = np.ascontiguousarray(steps.T)
+        return Encoded({"codes": packed, "zeros": zeros, "steps": by_block, "scale": size})
+
+    def decode(self, encoded: Encoded, k: int) -> np.ndarray:
+        """The weight [n,k] that the graph multiplies with."""
+        packed, steps = encoded.arrays["codes"], encoded.arrays["steps"]
+        codes = np.stack([packed & LEVELS, packed >> 4], -1).reshape(k, -1).astype(np.float32)
+        codes = np.where(codes < MIDDLE4, codes, codes - 2 * MIDDLE4)
+        return (codes * steps.repeat(BLOCK, 0) * encoded.arrays["scale"]).T.astype(np.float32)
+
+    def linear(self, b: Builder, x: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
+        """x [1,rows,k] -> [1,rows,n]."""
+        scale = b.op("DequantizeLinear", parts["steps"], parts["scale"], axis=1)
+        weight = b.op("DequantizeLinear", parts["codes"], scale, parts["zeros"], axis=0, block_size=BLOCK)
+        return b.op("MatMul", x, weight)
+
+
+Form = Int4Grid | Int8Rows | Plain | CodedRows | CodedBlocks
+FORMS: dict[str, Any] = {
+    form.name: form
+    for form in (
+        Int4Grid(),
+        Int8Rows(),
+        Plain("fp16", "float16"),
+        Plain("fp32", "float32"),
+        CodedRows(),
+        CodedBlocks(),
+    )
+}
 
 
 def layout(k: int) -> tuple[int, int]:
@@ -248,12 +326,6 @@ def all_blocks(k: int) -> int:
     """Blocks of an int4 row with every stage."""
     blocks, extra = layout(k)
     return blocks + STAGES * extra
-
-
-def symmetric(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest of 15 steps around 0 for each value of [n,blocks,32], and the size of a block's step."""
-    step = np.abs(values).max(-1) / np.float32(MIDDLE4 - 1)
-    return np.rint(values / np.where(step > 0, step, 1)[..., None]), step
 
 
 def shape(b: Builder, *sizes: int) -> ir.Value:

@@ -139,13 +139,17 @@ def new_queries(low: Lowering) -> ir.Value:
         made = b.op("Transpose", stacked, perm=[2, 0, 1, 3])
     else:
         made = b.op("Reshape", turned_together(low, nodes), shape(*whole))
-    scales = np.array([n.attributes["scale"].value for n in nodes], np.float32)
+    scales = np.array([n.attributes["scale"].value for n in nodes], np.float32).reshape(-1, 1, 1)
+    if low.storage.spans is not None:  # a policy multiplies them with keys as they are seen
+        group = spec.heads // spec.kv_heads
+        every = [low.storage.spans.of_queries(i, group) for i in range(spec.layers)]
+        scales = scales * np.stack(every)[..., None].astype(np.float32)
     if any(n.attributes["softcap"].value != spec.softcap for n in nodes):
         raise InputError(
             f"{spec.family} caps the attention scores of its layers differently",
             "use --policy keydiff or sinks, which read no queries",
         )
-    made = b.op("Mul", made, b.const(scales.reshape(-1, 1, 1) if len({*scales}) > 1 else scales[0]))
+    made = b.op("Mul", made, b.const(scales if len({*scales.flat}) > 1 else scales.flat[0]))
     return made if low.width == low.target.width else b.op("Gather", made, shape(0), axis=0)
 
 

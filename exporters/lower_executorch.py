@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgespec.errors import InputError
-from edgespec.exporters.forms import int8_rows
+from edgespec.exporters.grids import int8_rows
 from edgespec.exporters.lower_onnx import Target, module_of
 from edgespec.exporters.program import DOMAIN, Program
 from edgespec.exporters.step import TRACED_WIDTH

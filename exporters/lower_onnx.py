@@ -18,13 +18,14 @@ import onnx_ir as ir
 from edgespec.errors import InputError
 from edgespec.exporters.build import Builder
 from edgespec.exporters.lower_attention import append_attend, new_queries, rows_attend
+from edgespec.exporters.lower_codes import HEAD, Spans, coded, coded_attend, codes_of
 from edgespec.exporters.lower_context import absolute_ids, joined, masked
 from edgespec.exporters.program import DOMAIN, Program
 from edgespec.exporters.step import TRACED_WIDTH
-from edgespec.spec import CacheSpec, ModelSpec, TensorSpec, step_inputs, step_outputs
+from edgespec.spec import CODED, CacheSpec, ModelSpec, TensorSpec, step_inputs, step_outputs
 
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
-DTYPES = {"float32": FLOAT, "int32": INT32}
+DTYPES = {"float32": FLOAT, "int32": INT32, "int8": ir.DataType.INT8}
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,15 @@ class Storage:
     """Where a model's parameters come from and how each is stored.
 
     `place(b, parameters, role)` -> (form, parts): role is linear, head or embedding, and several parameters
-    are packed as one, row after row; `plain` gives float32 arrays.
+    are packed as one, row after row; `plain` gives float32 arrays. `spans`: what activations reach, where
+    they are coded.
     """
 
     place: Callable[[Builder, tuple[str, ...], str], tuple[Any, dict[str, ir.Value]]]
     plain: Callable[[Builder, str, float], ir.Value]
     head: frozenset[str]
     embedding: frozenset[str]
+    spans: Spans | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Target:
         """What the graph takes and gives."""
         kind, width, cache, bucket = self.kind, self.width, self.cache, self.bucket
         return (
-            step_inputs(kind, width, spec, cache.rows(bucket), self.context),
+            step_inputs(kind, width, spec, cache.rows(bucket), self.context, cache.dtype),
             step_outputs(kind, width, spec, cache, bucket, self.head_rows, context=self.context),
         )
 
@@ -86,10 +89,7 @@ class Lowering:
             ir.Value, ir.Value
         ] = {}  # a [1,S,H,d] value of the program that exists as [1,S,H·d] too
         self.inputs = {
-            t.name: self.b.input(t.name, DTYPES[t.dtype], t.shape)
-            for t in step_inputs(
-                target.kind, target.width, spec, target.cache.rows(target.bucket), target.context
-            )
+            t.name: self.b.input(t.name, DTYPES[t.dtype], t.shape) for t in target.tensors(spec)[0]
         }
 
     def run(self) -> ir.Model:
@@ -198,8 +198,13 @@ class Lowering:
     def product(self, x: ir.Value, names: tuple[str, ...], role: str, rows: int) -> ir.Value:
         """One product with the (packed) weights."""
         form, parts = self.storage.place(self.b, names, role)
-        n = sum(self.program.shapes[name][0] for name in names)
-        return form.linear(self.b, self.get(x), parts, rows, n, self.program.shapes[names[0]][1])
+        n, k = sum(self.program.shapes[name][0] for name in names), self.program.shapes[names[0]][1]
+        if form.name not in CODED:
+            return form.linear(self.b, self.get(x), parts, rows, n, k)
+        assert self.storage.spans is not None
+        into, out = self.storage.spans.of(HEAD if role == "head" else names[0])
+        given = coded(self.b, self.get(x), into)
+        return coded(self.b, form.linear(self.b, given, parts, rows, n, k), out)
 
     def lower_embed(self, node: ir.Node) -> None:
         """Rows of a table: the token embedding in its form, any other table (angles) as float32."""
@@ -279,6 +284,8 @@ class Lowering:
     def lower_attend(self, node: ir.Node) -> None:
         """The one attention operator, as the cache's contract has it."""
         attend = append_attend if self.target.cache.contract == "append" else rows_attend
+        if self.target.cache.dtype == "int8":
+            attend = coded_attend
         layer = node.attributes["layer"].value
         self.attends[layer] = node
         out, self.new_keys[layer], self.new_values[layer] = attend(self, node, layer)
@@ -311,7 +318,8 @@ class Lowering:
         for label, rows in (("keys", self.new_keys), ("values", self.new_values)):
             ordered = [rows[i] for i in range(self.spec.layers)]
             if t.cache.contract == "rows":
-                made[f"new_{label}"] = b.op("Concat", *ordered, axis=0)
+                every = b.op("Concat", *ordered, axis=0)
+                made[f"new_{label}"] = every if t.cache.dtype == "float32" else codes_of(b, every)
             else:
                 made.update({f"new_{label}_{i}": value for i, value in enumerate(ordered)})
         wanted: tuple[TensorSpec, ...] = step_outputs(

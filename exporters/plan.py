@@ -16,21 +16,23 @@ from edgespec.bundle import require_space
 from edgespec.config import EXECUTORCH_PRECISIONS, ExportConfig
 from edgespec.errors import BackendError, InputError
 from edgespec.exporters.assemble import Job
-from edgespec.exporters.calibrate import calibrate
+from edgespec.exporters.calibrate import calibrate, grid_of, steps_of
 from edgespec.exporters.checkpoint import open_checkpoint
 from edgespec.exporters.draft_checkpoint import OWN, Borrowing, open_draft, vocabulary_of
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.head import by_frequency, from_file
 from edgespec.exporters.self_draft import LayerView
+from edgespec.exporters.spans import spans_of
 from edgespec.exporters.step import model_spec
 from edgespec.policy import queries
-from edgespec.spec import CacheSpec, ModelSpec
+from edgespec.spec import CODED, CacheSpec, ModelSpec
 
 DEFAULT_FORM = {"cpu": "int8", "npu": "int4"}
 WIDE = {"cpu": "int8", "npu": "fp16"}  # what an int4 bundle stores its most sensitive weights in:
 # the head, which alone costs more in int4 than all the rest, and the ends of a checkpoint that is on no grid
 CONTEXT_ROWS = 256
 DRAFT_ROWS = 16384
+RULES = {"int4": grid_of, "w4a16": steps_of}  # of the forms that weights are calibrated for
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 CALIBRATION_WINDOW, CALIBRATION_WINDOWS = 512, 32
 WORKING_SET = 1.5e9  # bytes: the libraries, a trace, and the copies of one parameter while it is encoded
@@ -130,17 +132,30 @@ def calibrated(config: ExportConfig, job: Job, advance: Callable[[int, int], Non
     A target's first and last layer stay wide: measured on SmolLM2 off its grid, that takes
     perplexity from 3.7 to 2.8 % above fp32. A draft of two layers would have nothing left in int4.
     """
+    windows = calibration_windows(config, job, CALIBRATION_WINDOWS)
+    ends = "w8a16" if job.precision["linear"] == "w4a16" else WIDE[config.device]
+    wide = {"ends": ends} if job.name == "target" and job.spec.layers > 2 else {}
+    job = replace(job, precision=job.precision | wide)
+    form = job.precision["linear"]
+    rounded = lambda name: job.form("linear", name) == form  # noqa: E731
+    return replace(job, grids=calibrate(job.checkpoint, windows, rounded, advance, RULES[form]))
+
+
+def with_spans(config: ExportConfig, job: Job, advance: Callable[[int, int], None]) -> Job:
+    """The job with the spans of its activations, over half as many windows as weights are rounded by."""
+    windows = calibration_windows(config, job, CALIBRATION_WINDOWS // 2)
+    return replace(job, spans=spans_of(job.checkpoint, windows, advance))
+
+
+def calibration_windows(config: ExportConfig, job: Job, most: int) -> torch.Tensor:
+    """Token ids [n, length] of the calibration text; InputError where it is empty."""
     ids = Tokenizer.from_str(job.checkpoint.tokenizer.tokenizer_json.decode())
     tokens = ids.encode(choice_text(config), add_special_tokens=False).ids
     length = min(CALIBRATION_WINDOW, job.spec.positions, len(tokens))
     if not length:
         raise InputError("the calibration text is empty", "give a text of a few thousand words with --text")
-    count = min(len(tokens) // length, CALIBRATION_WINDOWS)
-    windows = torch.tensor(tokens[: count * length]).reshape(count, length)
-    wide = {"ends": WIDE[config.device]} if job.name == "target" and job.spec.layers > 2 else {}
-    job = replace(job, precision=job.precision | wide)
-    rounded = lambda name: job.form("linear", name) == "int4"  # noqa: E731
-    return replace(job, grids=calibrate(job.checkpoint, windows, rounded, advance))
+    count = min(len(tokens) // length, most)
+    return torch.tensor(tokens[: count * length]).reshape(count, length)
 
 
 def cache_spec(config: ExportConfig, spec: ModelSpec, name: str, source: str) -> CacheSpec:
@@ -179,6 +194,7 @@ def cache_spec(config: ExportConfig, spec: ModelSpec, name: str, source: str) ->
         config.block,
         queries(policy, config.block, config.observed),
         config.positions,
+        "int8" if config.weights in CODED else "float32",
     )
 
 
@@ -190,6 +206,9 @@ def precisions(config: ExportConfig) -> dict[str, str]:
         return {"linear": linear, "head": head, "embedding": config.embedding or head}
     linear = config.weights or DEFAULT_FORM[config.device]
     head = config.head or (WIDE[config.device] if linear == "int4" else linear)
+    if linear in CODED:
+        head = config.head or "w8a16"
+        return {"linear": linear, "head": head, "embedding": config.embedding or "w8a16"}
     embedding = config.embedding or (head if config.device == "cpu" else "fp16")
     return {"linear": linear, "head": head, "embedding": embedding}
 

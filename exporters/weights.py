@@ -58,13 +58,14 @@ class Weights:
     def place(self, name: str, dtype: str, shape: tuple[int, ...]) -> ir.ExternalTensor:
         """Reserve aligned room for one array."""
         start = -(-self.size // ALIGNMENT) * ALIGNMENT
-        length = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        kind = ir.DataType[dtype.upper()] if dtype == "int4" else ir.DataType.from_numpy(np.dtype(dtype))
+        length = -(-int(np.prod(shape, dtype=np.int64)) * kind.bitwidth // 8)
         self.size = start + length
         return ir.ExternalTensor(
             self.name,
             start,
             length,
-            ir.DataType.from_numpy(np.dtype(dtype)),
+            kind,
             name=name,
             shape=ir.Shape(shape),
             base_dir=self.base,
@@ -81,7 +82,8 @@ class Weights:
                 arrays = entry.make()
                 for part, tensor in entry.tensors.items():
                     array = np.asarray(arrays[part], order="C")
-                    if array.nbytes != tensor.length or array.shape != tuple(tensor.shape):
+                    packed = tensor.dtype == ir.DataType.INT4  # two codes a byte
+                    if array.nbytes != tensor.length or not (packed or array.shape == tuple(tensor.shape)):
                         raise MismatchError(
                             f"{tensor.name} is {array.shape} of {array.nbytes} bytes, "
                             f"{tuple(tensor.shape)} was reserved",

@@ -20,7 +20,7 @@ from edgespec.errors import BackendError, InputError
 from edgespec.runtime.program import Program
 from edgespec.spec import GraphSpec, ModelEntry
 
-NUMPY = {"float32": np.float32, "int32": np.int32}
+NUMPY = {"float32": np.float32, "int32": np.int32, "int8": np.int8}
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ class Engine:
         """Buffers of a bucket, with the filled rows of the old ones."""
         shape = (1, self.spec.kv_heads, self.cache.rows(bucket), self.spec.head_dim)
         fresh = {
-            part: [np.zeros(shape, np.float32) for _ in range(self.spec.layers)]
+            part: [np.zeros(shape, NUMPY[self.cache.dtype]) for _ in range(self.spec.layers)]
             for part in ("keys", "values")
         }
         for part in fresh if self.count else ():
@@ -383,6 +383,8 @@ class Engine:
         options.log_severity_level = 3
         # Each graph has its own threads until the native runtime shares them: idle ones must not spin.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self.cache.dtype == "int8":  # or products with coded weights round their activations to 8 bits
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:

@@ -103,7 +103,7 @@ class Bound {
   public:
     Bound(const TensorSpec& spec, void* data)
         : sizes_(spec.shape.begin(), spec.shape.end()),
-          impl_(spec.type == Type::int32 ? ScalarType::Int : ScalarType::Float, ssize_t(sizes_.size()), sizes_.data(), data), bytes_(size_t(spec.elements()) * 4) {}
+          impl_(spec.type == Type::int32 ? ScalarType::Int : ScalarType::Float, ssize_t(sizes_.size()), sizes_.data(), data), bytes_(size_t(spec.bytes())) {}
     Bound(const Bound&) = delete;
     Bound& operator=(const Bound&) = delete;
 

@@ -26,6 +26,7 @@ namespace edgespec {
 namespace {
 
 constexpr uint32_t API_VERSION = 17;  // the oldest that has all we call; newer libraries serve it too
+constexpr int INT4 = 22;                // an element type newer than the header
 constexpr uint64_t SMALL = 1 << 16;   // bytes
 const OrtApi* api = nullptr;
 
@@ -57,12 +58,13 @@ class Mapping {
     size_t size_ = 0;
 };
 
-size_t element_bytes(int type) {
+size_t element_bits(int type) {
     switch (type) {
-        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32: return 4;
-        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return 2;
-        case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64: return 8;
-        case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8: case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8: return 1;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32: return 32;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return 16;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64: return 64;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8: case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8: return 8;
+        case INT4: return 4;
         default: throw Error("a weight has an element type that is not read: " + std::to_string(type), "update edgespec");
     }
 }
@@ -82,8 +84,10 @@ class OnnxCall : public Call {
   private:
     OrtValue* value(OrtMemoryInfo* memory, const Buffer& b) {
         OrtValue* made = nullptr;
-        const auto type = b.spec->type == Type::int32 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-        check(api->CreateTensorWithDataAsOrtValue(memory, b.data, size_t(b.spec->elements()) * 4, b.spec->shape.data(), b.spec->shape.size(), type, &made), "wrap a buffer");
+        const auto type = b.spec->type == Type::int32  ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32
+                          : b.spec->type == Type::int8 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8
+                                                       : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+        check(api->CreateTensorWithDataAsOrtValue(memory, b.data, size_t(b.spec->bytes()), b.spec->shape.data(), b.spec->shape.size(), type, &made), "wrap a buffer");
         values_.emplace_back(made, api->ReleaseValue);
         return made;
     }
@@ -128,7 +132,7 @@ class OnnxBackend : public Backend {
         api->ReleaseEnv(env_);
     }
 
-    std::unique_ptr<Graph> open(const ModelEntry&, const GraphSpec& graph) override {
+    std::unique_ptr<Graph> open(const ModelEntry& entry, const GraphSpec& graph) override {
         const std::string& file = graph.file;
         const std::string path = folder_ + "/" + file;
         OrtSessionOptions* options = nullptr;
@@ -143,6 +147,8 @@ class OnnxBackend : public Backend {
             check(api->CreateSession(env_, path.c_str(), options, &compiled), "compile " + file + " for the NPU");
             return std::make_unique<OnnxGraph>(compiled, memory_);
         }
+        // Or products with coded weights round their activations to 8 bits.
+        if (entry.cached == Type::int8) check(api->AddSessionConfigEntry(options, "session.disable_quant_qdq", "1"), "keep the codes of activations");
         if (!options_.prepack) check(api->AddSessionConfigEntry(options, "session.disable_prepacking", "1"), "set prepacking");
         const Mapping model(path);
         for (const External& array : external_arrays(model.data(), model.size()))
@@ -164,10 +170,11 @@ class OnnxBackend : public Backend {
             throw Error("a graph's weights lie outside the bundle", "use a bundle as edgespec export made it");
         auto& file = files_[array.file];
         if (!file) file = std::make_unique<Mapping>(folder_ + "/" + array.file);
-        const uint64_t element = element_bytes(array.type);
-        uint64_t bytes = element;
+        const uint64_t bits = element_bits(array.type), element = bits < 8 ? 1 : bits / 8;
+        uint64_t bytes = bits;
         for (const int64_t size : array.shape)
-            if (size < 0 || __builtin_mul_overflow(bytes, uint64_t(size), &bytes)) throw Error(array.name + " has an impossible shape", "export the bundle again");
+            if (size < 0 || __builtin_mul_overflow(bytes, uint64_t(size), &bytes) || bytes > UINT64_MAX - 7) throw Error(array.name + " has an impossible shape", "export the bundle again");
+        bytes = (bytes + 7) / 8;
         if (uint64_t(array.bytes) != bytes || uint64_t(array.offset) % element || uint64_t(array.offset) > file->size() || bytes > file->size() - uint64_t(array.offset))
             throw Error(array.name + " does not lie inside " + array.file, "copy the bundle again, or export it again");
         OrtValue*& value = weights_[{array.file, array.type, array.offset, array.shape}];

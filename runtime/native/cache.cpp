@@ -16,8 +16,9 @@ Cache::Cache(const ModelEntry& model) : model_(model) {
                     if (t.name == "keys_0") rows = t.shape[2];
         rows_.push_back(rows);
     }
-    size_ = *std::max_element(rows_.begin(), rows_.end()) * model.kv_heads * model.head_dim;
-    data_ = std::make_unique<float[]>(size_t(2 * model.layers * size_));  // zeros: a masked row must be finite
+    row_ = model.head_dim * bytes_of(model.cached);
+    size_ = *std::max_element(rows_.begin(), rows_.end()) * model.kv_heads * row_;
+    data_ = std::make_unique<char[]>(size_t(2 * model.layers * size_));  // zeros: a masked row must be finite
     queries_.resize(size_t(model.layers * model.query_floats()));
     if (model.carries) carried_.resize(size_t(model.layers * model.carried_floats()));
 }
@@ -27,7 +28,7 @@ Cache::Cache(const ModelEntry& model) : model_(model) {
 void Cache::clear() {
     count_ = position_ = settled_ = 0, bucket_ = 0;
     std::fill(carried_.begin(), carried_.end(), 0.0f);
-    if (model_.contract == "rows") std::fill_n(data_.get(), 2 * model_.layers * size_, 0.0f);
+    if (model_.contract == "rows") std::memset(data_.get(), 0, size_t(2 * model_.layers * size_));
 }
 
 void Cache::roll_back(int rows) {
@@ -41,11 +42,10 @@ void Cache::committed() {
 }
 
 void Cache::forget(int64_t rows, int64_t most) {
-    const int64_t d = model_.head_dim;
     if (model_.contract == "rows")
         for (int layer = 0; layer < 2 * model_.layers; ++layer)
             for (int head = 0; head < model_.kv_heads; ++head)
-                std::fill_n(data_.get() + layer * size_ + (head * rows + count_) * d, std::min(rows - count_, most) * d, 0.0f);
+                std::memset(data_.get() + layer * size_ + (head * rows + count_) * row_, 0, size_t(std::min(rows - count_, most) * row_));
 }
 
 bool Cache::fit(int rows) {
@@ -58,23 +58,21 @@ bool Cache::fit(int rows) {
 }
 
 void Cache::relay(int64_t from, int64_t to) {
-    const int64_t d = model_.head_dim;
     for (int layer = 0; layer < 2 * model_.layers; ++layer)
         for (int head = model_.kv_heads - 1; head > 0; --head) {  // from the last: heads move apart
-            float* buffer = data_.get() + layer * size_;
-            std::memmove(buffer + head * to * d, buffer + head * from * d, size_t(count_ * d) * sizeof(float));
+            char* buffer = data_.get() + layer * size_;
+            std::memmove(buffer + head * to * row_, buffer + head * from * row_, size_t(count_ * row_));
         }
     forget(to, to);
 }
 
-void Cache::append(int rows, int width, const float* new_keys, const float* new_values, const float* new_queries) {
+void Cache::append(int rows, int width, const void* new_keys, const void* new_values, const float* new_queries) {
     if (new_keys) {
-        const int64_t d = model_.head_dim;
         for (int values = 0; values < 2; ++values)
             for (int layer = 0; layer < model_.layers; ++layer)
                 for (int head = 0; head < model_.kv_heads; ++head) {
-                    const float* from = (values ? new_values : new_keys) + (int64_t(layer) * model_.kv_heads + head) * width * d;
-                    std::memcpy(buffer(values, layer) + (head * this->rows() + count_) * d, from, size_t(rows * d) * sizeof(float));
+                    const char* from = static_cast<const char*>(values ? new_values : new_keys) + (int64_t(layer) * model_.kv_heads + head) * width * row_;
+                    std::memcpy(buffer(values, layer) + (head * this->rows() + count_) * row_, from, size_t(rows * row_));
                 }
     }
     const int64_t row = int64_t(model_.heads) * model_.head_dim;
@@ -88,7 +86,7 @@ void Cache::append(int rows, int width, const float* new_keys, const float* new_
 }
 
 void Cache::keep(int layer, const int32_t* keep) {
-    const int64_t d = model_.head_dim, n = model_.budget;
+    const int64_t n = model_.budget;
     for (int head = 0; head < model_.kv_heads; ++head) {
         const auto place = [&](int64_t i) { return keep ? int64_t(keep[head * n + i]) : model_.block + i; };
         for (int64_t i = 0; i < n; ++i)
@@ -97,44 +95,47 @@ void Cache::keep(int layer, const int32_t* keep) {
         for (int64_t i = 0, run; i < n; i += run) {  // neighbours move together
             for (run = 1; i + run < n && place(i + run) == place(i) + run;) ++run;
             for (int values = 0; place(i) != i && values < 2; ++values) {
-                float* at = buffer(values, layer) + head * rows() * d;
-                std::memmove(at + i * d, at + place(i) * d, size_t(run * d) * sizeof(float));
+                char* at = buffer(values, layer) + head * rows() * row_;
+                std::memmove(at + i * row_, at + place(i) * row_, size_t(run * row_));
             }
         }
     }
 }
 
 void Cache::replace_keys(int layer, const float* keys) {
-    const int64_t each = int64_t(model_.budget) * model_.head_dim;
+    const int64_t each = model_.budget * row_;
     for (int head = 0; head < model_.kv_heads; ++head)
-        std::memcpy(buffer(false, layer) + head * rows() * model_.head_dim, keys + head * each, size_t(each) * sizeof(float));
+        std::memcpy(buffer(false, layer) + head * rows() * row_, reinterpret_cast<const char*>(keys) + head * each, size_t(each));
 }
 
-void Cache::save(std::vector<float>& out) const {
-    const int64_t d = model_.head_dim;
+void Cache::save(std::vector<char>& out) const {
     out.clear();
     if (!count_) return;
-    out.reserve(size_t(saved_floats(count_)));
+    out.reserve(size_t(saved_bytes(count_)));
     for (int layer = 0; layer < 2 * model_.layers; ++layer)
         for (int head = 0; head < model_.kv_heads; ++head) {
-            const float* from = data_.get() + layer * size_ + head * rows() * d;
-            out.insert(out.end(), from, from + count_ * d);
+            const char* from = data_.get() + layer * size_ + head * rows() * row_;
+            out.insert(out.end(), from, from + count_ * row_);
         }
-    out.insert(out.end(), queries_.begin(), queries_.end());
-    out.insert(out.end(), carried_.begin(), carried_.end());
+    for (const std::vector<float>* beside : {&queries_, &carried_}) {
+        const char* from = reinterpret_cast<const char*>(beside->data());
+        out.insert(out.end(), from, from + beside->size() * sizeof(float));
+    }
 }
 
-void Cache::load(const std::vector<float>& rows, int count, int position) {
+void Cache::load(const std::vector<char>& rows, int count, int position) {
     clear();
     if (!count) return;  // an empty vector has no data
     fit(count);
-    const int64_t d = model_.head_dim;
-    const float* from = rows.data();
+    const char* from = rows.data();
     for (int layer = 0; layer < 2 * model_.layers; ++layer)
-        for (int head = 0; head < model_.kv_heads; ++head, from += count * d)
-            std::memcpy(data_.get() + layer * size_ + head * this->rows() * d, from, size_t(count * d) * sizeof(float));
-    std::copy_n(from, queries_.size(), queries_.begin());
-    std::copy_n(from + queries_.size(), carried_.size(), carried_.begin());
+        for (int head = 0; head < model_.kv_heads; ++head, from += count * row_)
+            std::memcpy(data_.get() + layer * size_ + head * this->rows() * row_, from, size_t(count * row_));
+    for (std::vector<float>* beside : {&queries_, &carried_}) {
+        const size_t bytes = beside->size() * sizeof(float);
+        if (bytes) std::memcpy(beside->data(), from, bytes);
+        from += bytes;
+    }
     count_ = count;
     position_ = position;
     settled_ = model_.carries ? count / model_.block * model_.block : evicted() ? model_.budget : 0;

@@ -14,7 +14,7 @@ class Cache {
   public:
     explicit Cache(const ModelEntry& model);
 
-    float* buffer(bool values, int layer) const { return data_.get() + (int64_t(values) * model_.layers + layer) * size_; }
+    char* buffer(bool values, int layer) const { return data_.get() + (int64_t(values) * model_.layers + layer) * size_; }
     // What the policy reads beside rows: the block's last queries [W,H,d], and the score that it carries [H,M].
     float* queries(int layer) { return queries_.data() + layer * model_.query_floats(); }
     float* carried(int layer) { return carried_.data() + layer * model_.carried_floats(); }
@@ -26,39 +26,38 @@ class Cache {
     int free() const { return (model_.carries ? settled_ + model_.block : model_.slots()) - count_; }
     int removable() const { return count_ - settled_; }  // newest rows that nothing but themselves depends on
     bool evicted() const { return position_ != count_; }
-    int64_t bytes() const { return (2 * int64_t(model_.layers) * size_ + int64_t(queries_.size() + carried_.size())) * int64_t(sizeof(float)); }
-    int64_t saved_floats(int count) const {
-        return count ? 2 * int64_t(model_.layers) * model_.kv_heads * model_.head_dim * count + int64_t(queries_.size() + carried_.size()) : 0;
-    }
+    int64_t bytes() const { return 2 * int64_t(model_.layers) * size_ + bytes_policy(); }
+    int64_t saved_bytes(int count) const { return count ? 2 * int64_t(model_.layers) * model_.kv_heads * row_ * count + bytes_policy() : 0; }
 
     void clear();
     // Re-lay for the smallest bucket whose slots hold this many rows; true where the layout changed.
     bool fit(int rows);
-    // Count `rows` rows of the last call as filled; under `rows` copy them from [L,KV,width,d]. Where the policy reads
+    // Count `rows` rows of the last call as filled; under `rows` copy them from [L,KV,width,d] of their type. Where the policy reads
     // queries, take those of the block's last rows from [width,L,H,d].
-    void append(int rows, int width, const float* new_keys, const float* new_values, const float* new_queries);
+    void append(int rows, int width, const void* new_keys, const void* new_values, const float* new_queries);
     // Forget the newest rows: those that a draft model absorbed and the target refused.
     void roll_back(int rows);
     // Keep the rows `keep` [KV,N] (ascending) of one layer; null keeps the newest N. Then `committed` once for all layers.
     void keep(int layer, const int32_t* keep);
-    // The kept keys [KV,N,d] as a commit turned them.
+    // The kept keys [KV,N,d] as a commit turned them; floats.
     void replace_keys(int layer, const float* keys);
     void committed();
     bool must_observe() const { return model_.carries && count_ == settled_ + model_.block && count_ < model_.slots(); }
     void observed() { settled_ = count_; }
 
     // The filled rows, layer by layer and head by head: [K|V, L, KV, count, d]; then queries and what is carried.
-    void save(std::vector<float>& out) const;
-    void load(const std::vector<float>& rows, int count, int position);
+    void save(std::vector<char>& out) const;
+    void load(const std::vector<char>& rows, int count, int position);
 
   private:
+    int64_t bytes_policy() const { return int64_t((queries_.size() + carried_.size()) * sizeof(float)); }
     void relay(int64_t from, int64_t to);
     void forget(int64_t rows, int64_t most);  // so many behind the filled ones, in a layout of so many rows
 
     const ModelEntry& model_;
     std::vector<int64_t> rows_;
-    int64_t size_;  // floats of one layer's buffer in the largest bucket
-    std::unique_ptr<float[]> data_;
+    int64_t row_, size_;  // bytes of a head's row, and of one layer's buffer in the largest bucket
+    std::unique_ptr<char[]> data_;
     std::vector<float> queries_, carried_;
     size_t bucket_ = 0;
     int count_ = 0, position_ = 0;

@@ -15,7 +15,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int SCHEMA = 5;
+constexpr int SCHEMA = 6;
 constexpr int64_t LARGEST_MANIFEST = 64 << 20, MOST = int64_t{1} << 31;
 const char* const AGAIN = "export the bundle again";
 
@@ -66,11 +66,15 @@ void check_file(const std::string& folder, const std::string& name, int64_t byte
         throw Error(name + " has " + std::to_string(found.st_size) + " bytes, not " + std::to_string(bytes), std::string(AGAIN) + ", or copy it again");
 }
 
+Type type_of(const std::string& name, const std::string& where) {
+    if (name == "float32") return Type::float32;
+    if (name == "int32") return Type::int32;
+    if (name == "int8") return Type::int8;
+    throw Error(where + ".dtype is unknown: " + name, "update edgespec");
+}
+
 TensorSpec tensor(const Json& data, const std::string& where) {
-    TensorSpec out{field<std::string>(data, "name", where), Type::float32, {}};
-    const auto type = field<std::string>(data, "dtype", where);
-    if (type != "float32" && type != "int32") throw Error(where + ".dtype is unknown: " + type, "update edgespec");
-    out.type = type == "int32" ? Type::int32 : Type::float32;
+    TensorSpec out{field<std::string>(data, "name", where), type_of(field<std::string>(data, "dtype", where), where), {}};
     int64_t elements = 1;
     for (const int size : numbers(data, "shape", where)) {
         out.shape.push_back(size);
@@ -127,8 +131,9 @@ void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& whe
                                       (rows ? t.shape[2] == rows : t.shape[2] >= g.bucket + m.block));
         const bool scalar = t.name == "position" || t.name == "count" || t.name == "row";
         const int64_t elements = t.name == "tokens" ? g.width : t.name == "queries" ? m.query_floats() : t.name == "carried" ? m.carried_floats() : 1;
-        if (!right || ((scalar || elements != 1) && t.elements() != elements))
-            throw Error(where + ": input " + t.name + " has the wrong shape", AGAIN);
+        const bool typed = cache ? t.type == m.cached : t.type != Type::int8;
+        if (!right || !typed || ((scalar || elements != 1) && t.elements() != elements))
+            throw Error(where + ": input " + t.name + " has the wrong shape or type", AGAIN);
         caches += cache;
     }
     if (step && caches != 2 * m.layers) throw Error(where + " does not take the model's caches", AGAIN);
@@ -142,7 +147,9 @@ void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& whe
                            : t.name == "new_carried"                         ? t.elements() == m.carried_floats()
                            : t.name == "new_keys" || t.name == "new_values"  ? t.elements() == int64_t(m.layers) * m.kv_heads * g.width * m.head_dim
                                                                              : true;
-        if (!right) throw Error(where + ": output " + t.name + " has the wrong shape", AGAIN);
+        const bool rows = t.name.rfind("new_keys", 0) == 0 || t.name.rfind("new_values", 0) == 0;
+        const bool typed = rows ? t.type == m.cached : t.type != Type::int8;
+        if (!right || !typed) throw Error(where + ": output " + t.name + " has the wrong shape or type", AGAIN);
     }
 }
 
@@ -179,6 +186,8 @@ ModelEntry model(const Json& data, const std::string& folder, const Json& files,
     m.queries = number(cache, "queries", where + ".cache");
     m.compact = field<std::string>(cache, "positions", where + ".cache") == "compact";
     m.buckets = numbers(cache, "buckets", where + ".cache");
+    m.cached = type_of(field<std::string>(cache, "dtype", where + ".cache"), where + ".cache");
+    if (m.cached == Type::int32 || (m.cached == Type::int8 && (m.compact || m.contract != "rows"))) throw Error(where + ": its cache makes no sense", AGAIN);
     m.head_rows = number(data, "head_rows", where, 1);
     m.head_ids_file = field<std::string>(data, "head_ids", where);
     m.weights = field<std::string>(data, "weights", where);

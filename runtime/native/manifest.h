@@ -7,7 +7,9 @@
 
 namespace edgespec {
 
-enum class Type { float32, int32 };
+enum class Type { float32, int32, int8 };
+
+inline int64_t bytes_of(Type type) { return type == Type::int8 ? 1 : 4; }
 
 struct TensorSpec {
     std::string name;
@@ -15,6 +17,7 @@ struct TensorSpec {
     std::vector<int64_t> shape;
 
     int64_t elements() const;
+    int64_t bytes() const { return elements() * bytes_of(type); }
 };
 
 struct GraphSpec {
@@ -34,6 +37,7 @@ struct ModelEntry {
     std::vector<int> windows, buckets, head_ids;  // head_ids: the token of every head row, empty where row i is token i
     std::vector<GraphSpec> graphs;
     int64_t bytes_weights = 0;
+    Type cached = Type::float32;  // a cache's rows: int8 codes have their scales in the graphs
     bool widths_agree = false, compact = false, carries = false;  // compact: a key turns to its place; carries: a score goes on with its row
 
     // Logits of a row: the head's own, then those of context rows.

@@ -29,7 +29,7 @@ Model::Model(const ModelEntry& e, Backend& backend) : entry(e) {
         for (const auto* tensors : {&g.inputs, &g.outputs})
             for (const TensorSpec& t : *tensors)
                 if (g.policy() ? is_own(t.name, entry.compact) : !is_cache(t.name) && !is_context(t.name)) {
-                    o.own.emplace_back(size_t(t.elements()) * 4);
+                    o.own.emplace_back(size_t(t.bytes()));
                     o.at[t.name] = o.own.back().data();
                 }
     }
@@ -121,9 +121,9 @@ Result State::call(const std::string& kind, int width, const int* tokens, int ro
 void State::accept(int rows) {
     const auto part = [&](const char* name) {
         const auto found = last_->at.find(name);
-        return found == last_->at.end() ? nullptr : static_cast<const float*>(found->second);
+        return found == last_->at.end() ? nullptr : found->second;
     };
-    cache.append(rows, last_->spec->width, part("new_keys"), part("new_values"), part("new_queries"));
+    cache.append(rows, last_->spec->width, part("new_keys"), part("new_values"), static_cast<const float*>(part("new_queries")));
 }
 
 // One layer through a policy's graph; what it carries goes on.

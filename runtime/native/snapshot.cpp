@@ -12,15 +12,15 @@ namespace edgespec {
 namespace {
 
 constexpr char MAGIC[8] = {'e', 'd', 'g', 'e', 's', 'n', 'a', 'p'};
-constexpr uint32_t VERSION = 2;
+constexpr uint32_t VERSION = 3;
 const char* const HINT = "use a snapshot that this bundle's session wrote";
 
-// magic, version, bundle, tokens; then for target and draft: count, position, floats; then all tokens, all floats; a checksum.
+// magic, version, bundle, tokens; then for target and draft: count, position, bytes; then all tokens, all bytes; a checksum.
 struct Header {
     char magic[8];
     uint32_t version, tokens;
     uint64_t bundle;
-    struct Part { uint32_t count, position; uint64_t floats; } target, draft;
+    struct Part { uint32_t count, position; uint64_t bytes; } target, draft;
 };
 
 struct File {
@@ -42,22 +42,22 @@ struct File {
     }
 };
 
-Header::Part part(const State& state, std::vector<float>& floats) {
-    state.cache.save(floats);
-    return {uint32_t(state.cache.count()), uint32_t(state.cache.position()), floats.size()};
+Header::Part part(const State& state, std::vector<char>& bytes) {
+    state.cache.save(bytes);
+    return {uint32_t(state.cache.count()), uint32_t(state.cache.position()), bytes.size()};
 }
 
 void check(const Header::Part& p, const State& state, uint32_t tokens, const std::string& path) {
     const ModelEntry& m = state.entry();
     const bool filled = p.count == p.position || (m.policy != "none" && p.position > p.count && p.count >= uint32_t(m.budget));
-    if (p.position > tokens || p.count > uint32_t(m.slots()) || !filled || p.floats != uint64_t(state.cache.saved_floats(int(p.count))))
+    if (p.position > tokens || p.count > uint32_t(m.slots()) || !filled || p.bytes != uint64_t(state.cache.saved_bytes(int(p.count))))
         throw Error(path + " is damaged: its sizes make no sense", HINT);
 }
 
 }  // namespace
 
 int64_t save(const Conversation& c, uint64_t bundle, const std::string& path) {
-    std::vector<float> target, draft;
+    std::vector<char> target, draft;
     Header h{};
     std::memcpy(h.magic, MAGIC, sizeof MAGIC);
     h.version = VERSION, h.tokens = uint32_t(c.history.size()), h.bundle = bundle;
@@ -69,7 +69,7 @@ int64_t save(const Conversation& c, uint64_t bundle, const std::string& path) {
         File file(temporary, "wb");
         if (!file.at) throw Error(path + " cannot be written: " + std::strerror(errno), "choose another path");
         written = file.write(&h, sizeof h) && file.write(c.history.data(), c.history.size() * sizeof(int)) &&
-                  file.write(target.data(), target.size() * sizeof(float)) && file.write(draft.data(), draft.size() * sizeof(float));
+                  file.write(target.data(), target.size()) && file.write(draft.data(), draft.size());
         const uint64_t sum = file.sum;
         written = written && file.write(&sum, sizeof sum) && std::fflush(file.at) == 0 && ::fsync(::fileno(file.at)) == 0;
     }
@@ -78,7 +78,7 @@ int64_t save(const Conversation& c, uint64_t bundle, const std::string& path) {
         std::remove(temporary.c_str());
         throw Error(path + " cannot be written: " + why, "free some space, or choose another path");
     }
-    return int64_t(sizeof h + c.history.size() * sizeof(int) + (target.size() + draft.size()) * sizeof(float) + sizeof(uint64_t));
+    return int64_t(sizeof h + c.history.size() * sizeof(int) + target.size() + draft.size() + sizeof(uint64_t));
 }
 
 void restore(Conversation& c, uint64_t bundle, const std::string& path) {
@@ -95,12 +95,12 @@ void restore(Conversation& c, uint64_t bundle, const std::string& path) {
     if (int64_t(h.tokens) > most) throw Error(path + " is damaged: its sizes make no sense", HINT);
     check(h.target, c.target, h.tokens, path);
     if (c.draft) check(h.draft, *c.draft, h.tokens, path);
-    else if (h.draft.floats) throw Error(path + " is of a bundle with a draft", HINT);
+    else if (h.draft.bytes) throw Error(path + " is of a bundle with a draft", HINT);
     std::vector<int> history(h.tokens);
-    std::vector<float> target(h.target.floats), draft(h.draft.floats);
+    std::vector<char> target(h.target.bytes), draft(h.draft.bytes);
     uint64_t sum = 0;
-    bool whole = file.read(history.data(), history.size() * sizeof(int)) && file.read(target.data(), target.size() * sizeof(float)) &&
-                 file.read(draft.data(), draft.size() * sizeof(float));
+    bool whole = file.read(history.data(), history.size() * sizeof(int)) && file.read(target.data(), target.size()) &&
+                 file.read(draft.data(), draft.size());
     const uint64_t expected = file.sum;
     whole = whole && file.read(&sum, sizeof sum) && sum == expected && std::fgetc(file.at) == EOF;
     if (!whole) throw Error(path + " is damaged: its checksum does not fit", HINT);

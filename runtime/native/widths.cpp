@@ -12,7 +12,7 @@ constexpr int TOKENS = 40;
 
 struct Run {
     std::vector<std::vector<float>> logits;  // by position; empty where the graph does not say
-    std::vector<float> rows;
+    std::vector<char> rows;
 };
 
 Run absorb(Model& model, const GraphSpec& graph, const std::vector<int>& tokens) {
@@ -29,19 +29,21 @@ Run absorb(Model& model, const GraphSpec& graph, const std::vector<int>& tokens)
             const float* from = r.logits + int64_t(last_only ? 0 : i) * m.head_rows;
             out.logits[size_t(done + i)].assign(from, from + m.head_rows);
         }
-        if (r.queries) out.rows.insert(out.rows.end(), r.queries, r.queries + int64_t(rows) * m.layers * m.heads * m.head_dim);
+        const char* queries = reinterpret_cast<const char*>(r.queries);
+        if (queries) out.rows.insert(out.rows.end(), queries, queries + int64_t(rows) * m.layers * m.heads * m.head_dim * int64_t(sizeof(float)));
         state.accept(rows);
         state.commit_if_full();
         done += rows;
     }
-    std::vector<float> filled;
+    std::vector<char> filled;
     state.cache.save(filled);
     out.rows.insert(out.rows.end(), filled.begin(), filled.end());
     return out;
 }
 
-bool same(const std::vector<float>& a, const std::vector<float>& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+template <typename T>
+bool same(const std::vector<T>& a, const std::vector<T>& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ from edgespec.errors import InputError
 from edgespec.exporters import export
 from edgespec.exporters.calibrate import calibrate, gptq, grid_of, needed
 from edgespec.exporters.checkpoint import Checkpoint, Grid, layer_of, open_checkpoint
-from edgespec.exporters.forms import nearest_grid
+from edgespec.exporters.grids import nearest_grid
 from edgespec.progress import Progress
 from edgespec.runtime.engine import Engine
 from tests.helpers import tiny

@@ -66,6 +66,8 @@ CASES: dict[str, Case] = {
     "Cast": ([INTS], [], {"to": TensorProto.FLOAT}, 1),
     "ArgMax": ([X], [], {"axis": -1, "keepdims": 0}, 1),
     "TopK": ([X], [ints(3)], {"axis": -1}, 2),
+    "QuantizeLinear": ([X], [np.float32(1e-3), np.uint16(2**15)], {}, 1),
+    "DequantizeLinear": ([(X * 40).astype(np.int8)], [np.float32(0.02), np.int8(0)], {}, 1),
     "RotaryEmbedding": ([HEADS, *ANGLES], [], {"interleaved": 0}, 1),
     "MatMulNBits": (
         [RNG.standard_normal((1, 4, 32)).astype(np.float32)],
@@ -78,6 +80,7 @@ CASES: dict[str, Case] = {
     "MatMulInteger": ([INTS.astype(np.uint8)], [(W * 9).astype(np.uint8)], {}, 1),
     "SkipSimplifiedLayerNormalization": ([X, Y], [ONES], {"epsilon": 1e-5}, 1),
 }  # fmt: skip
+CODES_OF = ("QuantizeLinear", "DequantizeLinear")
 REFUSED = {"Erf", "Trilu", "MatMulInteger", "SkipSimplifiedLayerNormalization"}  # of those with a case
 
 
@@ -90,13 +93,20 @@ def graph(domain: str, op: str, folder: Path) -> Path:
     if op == "Gather":  # from a table
         held, given = [numpy_helper.from_array(W, "table")], ["table", *names]
     made = [f"y{i}" for i in range(count)]
-    node = helper.make_node(op, given, made, name=f"module/{op}", domain=domain, **attributes)
+    nodes = [helper.make_node(op, given, made, name=f"module/{op}", domain=domain, **attributes)]
+    if op in CODES_OF:  # what makes codes, or makes floats of them, is taken beside what computes
+        makes = op == "QuantizeLinear"
+        squares = helper.make_node(
+            "Mul", [given[0], given[0]] if makes else ["m", "m"], ["m" if makes else "y0"]
+        )
+        codes = helper.make_node(op, ["m", *given[1:]] if makes else given, ["y0" if makes else "m"])
+        nodes = [squares, codes] if makes else [codes, squares]
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
         for name, array in zip(names, flowing, strict=True)
     ]
     model = helper.make_model(
-        helper.make_graph([node], op, inputs, [], held),
+        helper.make_graph(nodes, op, inputs, [], held),
         opset_imports=[helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)],
         ir_version=11,
     )
