@@ -43,7 +43,8 @@ def export(config: ExportConfig, as_json: bool, progress: Progress) -> int:
     run = load("edgespec.exporters", "export")
     if config.soc:
         load("edgespec.exporters.qualcomm", "device", extra="qnn")()  # before the slow steps
-    bundle = run(config, progress, load("edgespec.runtime.engine", "Engine"))
+    render = load("edgespec.runtime.text", "render") if config.coded else None
+    bundle = run(config, progress, load("edgespec.runtime.engine", "Engine"), render)
     if as_json:
         print_json("export", {"bundle": str(bundle.path), "files": len(bundle.manifest.files)})
     else:

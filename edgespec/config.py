@@ -47,6 +47,11 @@ def check_socs(names: tuple[str, ...]) -> None:
         raise InputError(f"soc {','.join(names)} names one twice", "name each once in --soc")
 
 
+def either(words: tuple[str, ...]) -> str:
+    """`a, b or c`."""
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
 @dataclass(frozen=True)
 class ExportConfig:
     """`edgespec export`: what to export, how large its caches are, and in which form its weights are kept."""
@@ -99,6 +104,11 @@ class ExportConfig:
     def all_buckets(self) -> tuple[int, ...]:
         """Every cache budget of the target, ascending; the last is `budget`."""
         return tuple(sorted({*self.buckets, self.budget}))
+
+    @property
+    def coded(self) -> bool:
+        """Whether activations are codes, and caches too."""
+        return self.weights in CODED
 
     @property
     def observed(self) -> int:
@@ -193,15 +203,15 @@ class ExportConfig:
                 one_of(name, form, PRECISIONS)
                 onnx = "--device cpu" if self.format == "onnx" else "--format onnx"
                 where = f"on device {self.device}" if self.format == "onnx" else "in an ExecuTorch program"
-                hint = f"use --{name} {' or '.join(allowed)}, or {onnx}"
+                hint = f"use --{name} {either(allowed)}, or {onnx}"
                 raise InputError(f"{name} {form} cannot run {where}", hint)
-        if self.weights in CODED and MISCOMPILED in (self.block, *self.widths):
+        if self.coded and MISCOMPILED in (self.block, *self.widths):
             raise InputError(
                 f"weights {self.weights} cannot have calls of {MISCOMPILED} rows, which Qualcomm's compiler "
                 "gets wrong",
                 f"use another --{'block' if self.block == MISCOMPILED else 'widths'}",
             )
-        if self.weights in CODED and self.positions == "compact":
+        if self.coded and self.positions == "compact":
             raise InputError(
                 f"weights {self.weights} keep rows as codes, which no commit turns to another position",
                 "leave --positions out, or use --weights fp16",
@@ -214,9 +224,8 @@ class ExportConfig:
         """
         if self.format == "executorch":
             return EXECUTORCH_PRECISIONS
-        coded = self.weights in CODED
         if self.device == "npu" and name != "weights":
-            return ("fp16", *(("w8a16",) if coded else ("int4",) if name == "head" else ()))
+            return ("fp16", *(("w8a16",) if self.coded else ("int4",) if name == "head" else ()))
         return DEVICE_PRECISIONS[self.device]
 
 

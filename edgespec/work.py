@@ -18,7 +18,6 @@ from edgespec.shape import PRECISIONS, Precision, Shape, bytes_codes, bytes_matr
 from edgespec.spec import CODED, STEPS, ModelEntry
 
 ARITHMETIC = {"int4": "int8", "int8": "int8", "fp16": "float", "fp32": "float"}
-PARTS = {"int8": 0.5}  # of a float: a code takes half as many bytes as an NPU keeps one in
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,9 @@ def _of_entry(bundle: Bundle, model: ModelEntry, cost: BundleCost) -> ModelWork:
             steps[graph.kind, graph.width, graph.bucket] = _step(read, cache.rows(graph.bucket))
         else:
             tensors = (*graph.inputs, *graph.outputs)
-            policy[graph.kind, graph.bucket] = sum(prod(t.shape) * PARTS.get(t.dtype, 1) for t in tensors)
+            # a code is half a float
+            sizes = [prod(t.shape) // (2 if t.dtype == "int8" else 1) for t in tensors]
+            policy[graph.kind, graph.bucket] = sum(sizes)
     form = model.precision["linear"]
     arithmetic = ARITHMETIC[form] if bundle.manifest.device == "cpu" else "float"
     cached = activation = None
@@ -179,7 +180,8 @@ def of_shape(
     rows, or, where calls append, over buffers that hold a call's rows besides and are read as far as filled.
 
     `head_rows` 0: the head has a row for every token. A commit is KeyDiff's: it takes a layer's keys and
-    gives the places of those that stay; under a static cache it takes and gives the rows themselves.
+    gives the places of those that stay; under a static cache it takes and gives the rows themselves, or takes
+    their codes.
     """
     rows = head_rows or shape.vocab
     products: list[Product] = [(shape.layers, stored.linear, n, k) for n, k in shape.matrices()]
@@ -196,7 +198,10 @@ def of_shape(
         looked_up = width * bytes_matrix(stored.embedding, 1, shape.hidden)
         made[kind, width, budget] = Step(read + norms + looked_up, codes, numbers, ops, width, slots)
     row = shape.kv_heads * shape.head_dim
-    taken = row * slots + shape.kv_heads * budget if appends else 2 * row * (2 * budget + block)
+    places = (
+        row * slots + shape.kv_heads * budget
+    )  # takes keys, or the codes of keys and values; gives places
+    taken = places if appends or stored.bytes_cached == 1 else 2 * row * (2 * budget + block)
     commit = {("commit", budget): taken}
     return ModelWork(
         name, shape.layers, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, stored.arithmetic,

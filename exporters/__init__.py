@@ -12,10 +12,11 @@ from edgespec.errors import BackendError
 from edgespec.spec import CODED, CompiledEntry, ModelEntry
 
 
-def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
+def export(config: ExportConfig, progress: Any, engine: Any, render: Any = None) -> Bundle:
     """Export a target (and a draft) as one bundle that appears whole or not at all.
 
     `engine` runs a model's graphs (edgespec.runtime.engine.Engine) for the width test that ends every export.
+    `render` fills a chat template: spans of coded activations are then those of chats, too.
     """
     from edgespec.bundle import creating, open_bundle
     from edgespec.exporters.assemble import manifest, save_tokenizer
@@ -35,7 +36,7 @@ def export(config: ExportConfig, progress: Any, engine: Any) -> Bundle:
                     job = calibrated(config, job, advance)
             if linear in CODED:
                 with progress.stage(f"{job.name}: spans") as advance:
-                    job = with_spans(config, job, advance)
+                    job = with_spans(config, job, render, advance)
             entry, source = export_model(job, staging.path, progress, target)
             target = target or source
             with progress.stage(f"{job.name}: widths agree?"):

@@ -24,6 +24,7 @@ from edgespec.exporters.head import by_frequency, from_file
 from edgespec.exporters.self_draft import LayerView
 from edgespec.exporters.spans import spans_of
 from edgespec.exporters.step import model_spec
+from edgespec.exporters.tokenizer import encoded, first_turn
 from edgespec.policy import queries
 from edgespec.spec import CODED, CacheSpec, ModelSpec
 
@@ -141,9 +142,20 @@ def calibrated(config: ExportConfig, job: Job, advance: Callable[[int, int], Non
     return replace(job, grids=calibrate(job.checkpoint, windows, rounded, advance, RULES[form]))
 
 
-def with_spans(config: ExportConfig, job: Job, advance: Callable[[int, int], None]) -> Job:
-    """The job with the spans of its activations, over half as many windows as weights are rounded by."""
-    windows = calibration_windows(config, job, CALIBRATION_WINDOWS // 2)
+def with_spans(
+    config: ExportConfig, job: Job, render: Callable[..., str] | None, advance: Callable[[int, int], None]
+) -> Job:
+    """The job with the spans of its activations, over a quarter as many windows as weights are rounded by.
+
+    Every other one begins as a user's turn of a chat: a template's own tokens may reach furthest of all.
+    """
+    windows = calibration_windows(config, job, CALIBRATION_WINDOWS // 4)
+    tokenizer = job.checkpoint.tokenizer
+    if render is not None and tokenizer.chat_template:
+        for window in windows[::2]:
+            words = tokenizer.encoder.decode(window.tolist()[: len(window) // 2])
+            turn = encoded(tokenizer, first_turn(tokenizer, words, render))[: len(window)]
+            window[: len(turn)] = torch.tensor(turn)
     return replace(job, spans=spans_of(job.checkpoint, windows, advance))
 
 
@@ -194,7 +206,7 @@ def cache_spec(config: ExportConfig, spec: ModelSpec, name: str, source: str) ->
         config.block,
         queries(policy, config.block, config.observed),
         config.positions,
-        "int8" if config.weights in CODED else "float32",
+        "int8" if config.coded else "float32",
     )
 
 

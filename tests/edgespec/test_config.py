@@ -98,11 +98,11 @@ REFUSED = [
         "weights int4 cannot run in an ExecuTorch program",
         "use --weights int8 or fp32, or --format onnx",
     ),
-    ({"weights": "int2"}, "unknown weights 'int2'", "use one of: int4, int8, fp16, fp32"),
+    ({"weights": "int2"}, "unknown weights 'int2'", "use one of: int4, int8, fp16, fp32, w4a16, w8a16"),
     (
         {"device": "npu", "weights": "int8"},
         "weights int8 cannot run on device npu",
-        "use --weights int4 or fp16, or --device cpu",
+        "use --weights int4, fp16, w4a16 or w8a16, or --device cpu",
     ),
     (
         {"device": "npu", "embedding": "fp32"},

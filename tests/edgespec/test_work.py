@@ -8,7 +8,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
 from edgespec.bundle import SCHEMA, Bundle
+from edgespec.exporters.spans import spans_of
 from edgespec.shape import precision, shape_of
 from edgespec.spec import CacheSpec, FileEntry, Manifest, TokenizerEntry
 from edgespec.work import ModelWork, of_bundle, of_shape
@@ -26,7 +29,15 @@ SIZES: dict[str, Any] = dict(
     tie_word_embeddings=False,
 )
 BUDGET, BLOCK = 96, 32
-FORMS = [("cpu", "int8"), ("cpu", "int4"), ("cpu", "fp32"), ("npu", "int4"), ("npu", "fp16")]
+FORMS = [
+    ("cpu", "int8"),
+    ("cpu", "int4"),
+    ("cpu", "fp32"),
+    ("npu", "int4"),
+    ("npu", "fp16"),
+    ("npu", "w8a16"),
+]
+CODED = {"w8": "w8a16"}  # what a shape calls a form of the exporter
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +52,16 @@ def both(
     """A small model's exported graphs, counted one by one; and the model counted from its config alone."""
     device, form = request.param
     stored, contract = precision(form, device), "append" if device == "cpu" else "rows"
-    cache = CacheSpec(contract, BUDGET, BLOCK, "keydiff", 1, 2, (BUDGET,), BLOCK)
+    coded = form == "w8a16"
+    cache = CacheSpec(
+        contract, BUDGET, BLOCK, "keydiff", 1, 2, (BUDGET,), BLOCK, dtype="int8" if coded else "float32"
+    )
     forms = {"linear": stored.linear, "head": stored.head, "embedding": stored.embedding}
+    forms = {part: CODED.get(name, name) for part, name in forms.items()}
+    texts = torch.randint(0, 250, (2, 16), generator=torch.Generator().manual_seed(0))
+    spans = spans_of(source, texts, lambda done, total: None) if coded else None
     folder = tmp_path_factory.mktemp("graphs")
-    entry = export_tiny(source, cache, folder, (4,), precision=forms).entry
+    entry = export_tiny(source, cache, folder, (4,), precision=forms, spans=spans).entry
     files = {p.name: FileEntry("", p.stat().st_size) for p in folder.iterdir()}
     bundle = Bundle(folder, Manifest(SCHEMA, device, (entry,), TokenizerEntry("", "", ()), files))
     from_graphs = of_bundle(bundle)["target"]
@@ -67,7 +84,7 @@ def test_a_call_is_counted_alike(both: tuple[ModelWork, ModelWork]) -> None:
 
 def test_caches_and_commits_are_counted_alike(both: tuple[ModelWork, ModelWork]) -> None:
     graphs, config = both
-    assert graphs.bytes_row(2) == config.bytes_row(2) == 2 * 2 * 2 * 2 * 32
+    assert graphs.bytes_row(2) == config.bytes_row(2) == 2 * 2 * 2 * 32 * (config.bytes_cached or 2)
     one, other = (model.policy_call("commit", BUDGET, 2) for model in both)
     assert other.bytes_kv == pytest.approx(one.bytes_kv, rel=0.02)
     assert one.dispatches == other.dispatches == 2
