@@ -21,9 +21,10 @@ def compiled(folder: Path, models: Sequence[ModelEntry], name: str, advance: Any
     soc, place = SOCS[name], folder / name
     place.mkdir()
     total, done = sum(len(m.graphs) for m in models), 0
+    stored = f"linears {models[0].precision['linear']}"
     log = [
         f"compiler {qualcomm.COMPILER}",
-        f"soc {soc.name}: HTP architecture {soc.htp_arch}, number {soc.soc_model}; fp16, weights shared",
+        f"soc {soc.name}: HTP architecture {soc.htp_arch}, number {soc.soc_model}; {stored}, weights shared",
     ]
     for model in models:
         for i, graph in enumerate(model.graphs):

@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from edgespec.bundle import Bundle, creating, open_bundle
 from edgespec.cli import main
-from edgespec.config import ExportConfig
+from edgespec.config import MISCOMPILED, ExportConfig
 from edgespec.errors import BundleError, InputError
 from edgespec.exporters import assemble, export
 from edgespec.exporters.build import Builder
+from edgespec.exporters.spans import spans_of
 from edgespec.progress import Progress
 from edgespec.runtime.engine import Engine
 from edgespec.soc import NAMES, SOCS
@@ -190,6 +192,46 @@ def test_norms_of_heads_are_the_cpus(family: str, tmp_path: Path) -> None:
     npu = emulated(Engine, cpu.folder, cpu.entry, SOCS["8-elite"])
     found = check_steps(cpu.entry, cpu, npu, [3 + i * 37 % 285 for i in range(99)], lambda *_: None)
     assert len(found) == 3 and all(f.figures["logits"] < 0.02 for f in found), found
+
+
+@pytest.mark.parametrize(
+    ("family", "form", "policy"),
+    [("llama", "w8a16", "keydiff"), ("gemma2", "w8a16", "h2o"), ("qwen3", "w4a16", "snapkv")],
+)
+def test_coded_graphs_compile_whole_and_are_the_cpus(
+    family: str, form: str, policy: str, tmp_path: Path
+) -> None:
+    model = tiny.trained_like(tiny.family_config(family, max_position_embeddings=2048))
+    source = write_directory(tmp_path / "model", model)
+    (tmp_path / "text.txt").write_text("one two three four five six seven " * 60)
+    coded = SMALL | {"weights": form, "block": 8, "policy": policy, "text": str(tmp_path / "text.txt")}
+    bundle = export(
+        ExportConfig(str(source), str(tmp_path / "coded.bundle"), **coded, **DRAFT), QUIET, Engine
+    )
+    found = findings(bundle, "8-gen-2", "8-elite")
+    assert all(f.passed for f in found.values()), found
+    for name in ("target", "draft"):
+        for position in (0, 1000, 2047):  # a rounded code of 127 is 0.8 %
+            assert found[f"{name} emulated at {position}"].figures["logits"] < 0.02
+    codes = [t for t in bundle.graph("target", "verify").inputs if t.name.startswith(("keys", "values"))]
+    assert {t.dtype for t in codes} == {"int8"} and len(codes) == 4
+
+
+def test_sixteen_rows_of_codes_are_refused_because_the_compiler_gets_them_wrong(tmp_path: Path) -> None:
+    """Bug of onnxruntime-qnn 2.7.0: where this fails, take config.MISCOMPILED away."""
+    source = tiny.checkpoint(tmp_path / "source", tiny.model("llama"))
+    tokens = [3 + i * 37 % 285 for i in range(99)]
+    spans = spans_of(source, torch.tensor([tokens]), lambda done, total: None)
+    worst = {}
+    for block in (8, MISCOMPILED):
+        cache = CacheSpec("rows", 32, block, "none", 0, 0, (32,), block, dtype="int8")
+        cpu = tiny.export_tiny(
+            source, cache, tmp_path / str(block), (2,), precision=dict.fromkeys(FP16, "w8a16"), spans=spans
+        )
+        npu = emulated(Engine, cpu.folder, cpu.entry, SOCS["8-elite"])
+        found = check_steps(cpu.entry, cpu, npu, tokens, lambda *_: None)
+        worst[block] = max(f.figures["logits"] for f in found)
+    assert worst[8] < 0.03 and worst[MISCOMPILED] > 0.1, worst
 
 
 # Compiled bundles.

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from edgespec.bundle import Bundle
 from edgespec.config import ExportConfig
 from edgespec.errors import InputError
-from edgespec.exporters import export
+from edgespec.exporters import export, plan
 from edgespec.exporters.commit import policy_graphs
 from edgespec.exporters.lower_codes import HEAD, Spans
 from edgespec.exporters.spans import spans_of
@@ -25,6 +25,7 @@ from edgespec.exporters.step import model_spec
 from edgespec.progress import Progress
 from edgespec.runtime.engine import Engine
 from edgespec.runtime.session import Runtime, Settings
+from edgespec.runtime.text import render
 from edgespec.spec import CacheSpec
 from tests.helpers import tiny
 from tests.helpers.checkpoints import write_directory
@@ -147,6 +148,31 @@ def test_a_commit_on_codes_keeps_what_their_floats_keep(policy: str, tmp_path: P
         kept.append(session.run(["keep"], {t.name: given[t.name] for t in graph.inputs})[0])
         assert [t.dtype for t in graph.inputs if t.name == "keys"] == [dtype]
     assert np.array_equal(*kept) and kept[0].shape == (spec.kv_heads, 16)
+
+
+def test_every_other_text_begins_as_a_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template's own tokens may reach furthest; a span that lacks them would cut them off."""
+    source = write_directory(tmp_path / "model", tiny.model("llama"))
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five six seven " * 400, encoding="utf-8")
+    config = ExportConfig(
+        str(source), str(tmp_path / "bundle"), device="npu", weights="w8a16", budget=32, block=8, widths=(2,),
+        text=str(text),
+    )  # fmt: skip
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(plan, "spans_of", lambda checkpoint, windows, advance: seen.append(windows))
+    (job,) = plan.plan(config)
+    plan.with_spans(config, job, None, lambda done, total: None)
+    plan.with_spans(config, job, render, lambda done, total: None)
+    plain, mixed = seen
+    assert plain.shape == mixed.shape and len(plain) > 2
+    assert torch.equal(plain[1::2], mixed[1::2])
+    decode = job.checkpoint.tokenizer.encoder.decode
+    for before, after in zip(plain[::2], mixed[::2], strict=True):
+        words = decode(before.tolist()[: len(before) // 2])
+        turn = render(job.checkpoint.tokenizer.chat_template, [{"role": "user", "content": words}], "", "")
+        said = decode(after.tolist(), skip_special_tokens=False)
+        assert said.startswith(turn[:40]) and not decode(before.tolist()).startswith(turn[:40])
 
 
 @pytest.fixture(scope="module")

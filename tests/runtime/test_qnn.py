@@ -33,20 +33,23 @@ NEW = 24
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = tiny.trained_like(tiny.family_config("llama", max_position_embeddings=2048))
-    return write_directory(tmp_path_factory.mktemp("qnn") / "model", model)
+    folder = tmp_path_factory.mktemp("qnn")
+    (folder / "text.txt").write_text("one two three four five six seven " * 60)
+    return write_directory(folder / "model", model)
 
 
 def exported(source: Path, name: str, **more: str) -> Bundle:
     config = ExportConfig(
         str(source), str(source.parent / f"{name}.bundle"), draft="layers", draft_budget=32, draft_rows=200,
-        context_rows=16, budget=32, block=16, widths=(2, 4), sinks=2, recent=4, **more,
+        context_rows=16, budget=32, block=8, widths=(2, 4), sinks=2, recent=4, **more,
     )  # fmt: skip
     return export(config, Progress(quiet=True), Engine)
 
 
-@pytest.fixture(scope="module")
-def bundle(source: Path) -> Bundle:
-    return exported(source, "npu", device="npu", weights="fp16")
+@pytest.fixture(scope="module", params=["fp16", "w8a16"])
+def bundle(request: pytest.FixtureRequest, source: Path) -> Bundle:
+    form = request.param
+    return exported(source, form, device="npu", weights=form, text=str(source.parent / "text.txt"))
 
 
 def test_drafts_change_no_text_on_the_npu(bundle: Bundle) -> None:
