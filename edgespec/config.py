@@ -30,7 +30,7 @@ from edgespec.spec import CODED, DEVICES, FORMATS, POSITIONS, PRECISIONS
 
 DRAFTS = ("demo", "layers")  # drafts that are no path: the shipped one, and the target's own layers
 DEVICE_PRECISIONS = {"cpu": ("int4", "int8", "fp16", "fp32"), "npu": ("int4", "fp16", *CODED)}
-EXECUTORCH_PRECISIONS = ("int8", "fp32")
+EXECUTORCH_PRECISIONS = ("int8", "int4", "fp32")
 MISCOMPILED = 16  # rows of coded activations: onnxruntime-qnn 2.7.0 gets these wrong, and no other number
 LARGEST_BUDGET = 2**20
 WINDOW = 32
@@ -223,7 +223,7 @@ class ExportConfig:
         An NPU looks nothing up in a table of 4-bit codes, and codes of 8 bits need coded activations.
         """
         if self.format == "executorch":
-            return EXECUTORCH_PRECISIONS
+            return tuple(p for p in EXECUTORCH_PRECISIONS if name == "weights" or p != "int4")
         if self.device == "npu" and name != "weights":
             return ("fp16", *(("w8a16",) if self.coded else ("int4",) if name == "head" else ()))
         return DEVICE_PRECISIONS[self.device]

@@ -20,6 +20,8 @@ from edgespec.errors import BundleError
 KERNEL, DELEGATE = 1, 2  # types of an instruction
 IN_SEGMENT = 1
 FULLY_CONNECTED = 2  # type of a node
+CODED_VALUE = 2  # type of a value
+SCALES = {1: 2, 4: 4}  # kind of codes -> the field that says where their scales are
 DELEGATE_NAME = "delegate"
 
 
@@ -149,8 +151,12 @@ def _products(blob: memoryview) -> tuple[int, int, int]:
     sizes = [constant.number(1, "<Q") for constant in graph.tables(8)]
     values = {}
     for value in graph.tables(2):
-        tensor = value.table(1)
-        values[tensor.number(6)] = tensor.numbers(2), tensor.number(3)
+        whole, coded = value.table(1), value.number(0, "<B") == CODED_VALUE
+        tensor = whole.table(0) if coded else whole
+        scales = (
+            whole.table(2).number(SCALES[kind]) if coded and (kind := whole.number(1, "<B")) in SCALES else 0
+        )
+        values[tensor.number(6)] = tensor.numbers(2), (tensor.number(3), scales)
     weights = ops = numbers = 0
     seen: set[int] = set()
     for node in graph.tables(1):
@@ -159,7 +165,7 @@ def _products(blob: memoryview) -> tuple[int, int, int]:
         given, (shape, stored) = node.table(1).number(0), values[node.table(1).number(1)]
         n, k = shape[0], prod(shape[1:])
         rows = prod(values[given][0]) // max(k, 1)
-        weights += sizes[stored]
+        weights += sum(sizes[place] for place in stored)  # place 0 holds none
         ops += 2 * rows * k * n
         numbers += rows * (n + (0 if given in seen else k))
         seen.add(given)

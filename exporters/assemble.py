@@ -143,13 +143,18 @@ class Source:
     def encode(self, form: Any, names: tuple[str, ...], rows: np.ndarray | None) -> dict[str, np.ndarray]:
         """Parameters read, stacked and encoded; nothing of them stays in memory."""
         weights = [self.job.checkpoint.tensor(name).numpy() for name in names]
-        grids = [(self.job.grids or {}).get(name) or self.job.checkpoint.grid(name) for name in names]
+        grids = [self.grid(name) for name in names]
         weight = np.concatenate(weights) if len(weights) > 1 else weights[0]
         grid = None if any(g is None for g in grids) else stack([g for g in grids if g is not None])
         if rows is not None:
             weight = weight[rows]
             grid = None if grid is None else Grid(grid.codes[rows], grid.scale[rows], grid.low[rows])
         return form.encode(weight, grid).arrays
+
+    def grid(self, name: str) -> Grid | None:
+        """The 4-bit grid that a parameter was rounded to, or came on."""
+        stored = self.canonical(name)
+        return (self.job.grids or {}).get(stored) or self.job.checkpoint.grid(stored)
 
     def plain(self, b: Builder, name: str, offset: float) -> ir.Value:
         """A parameter or a buffer as float32 (a norm's scale with its offset added)."""

@@ -75,7 +75,8 @@ def policy_program(
 def step_methods(job: Job, source: Source, advance: Any) -> Made:
     """The step graphs; the last brings the arrays that all of them read."""
     constants = Constants(job.name)
-    stored = Stored(source.array, source.head_array, source.storage().head, job.precision, constants)
+    form = lambda role, name: job.form(role, source.canonical(name))  # noqa: E731
+    stored = Stored(source.array, source.head_array, source.storage().head, form, source.grid, constants)
     made: Made = []
     for done, (kind, width, bucket) in enumerate(job.steps, 1):
         what = job.target(kind, width, bucket)

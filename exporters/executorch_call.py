@@ -33,7 +33,7 @@ class Call(nn.Module):
         self.spec, self.target, self.lookups, self.windows = low.spec, t, low.lookups, low.windows
         self.inputs, self.outputs = t.tensors(low.spec)
         for name, of_tokens in low.lookups:
-            form = low.stored.precision["embedding"] if of_tokens else "fp32"
+            form = low.stored.form("embedding", name) if of_tokens else "fp32"
             add_table(self, name, low.stored.read(name), form)
         if t.head_ids is not None:
             self.register_buffer("head_ids", torch.from_numpy(t.head_ids.astype(np.int32)))

@@ -7,14 +7,17 @@ function of design section 3, over caches of exactly M slots.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from edgespec.errors import InputError
-from edgespec.exporters.grids import int8_rows
+from edgespec.exporters.gguf_weights import Grid
+from edgespec.exporters.grids import BLOCK, MIDDLE4, int8_rows, nearest_grid
 from edgespec.exporters.lower_onnx import Target, module_of
 from edgespec.exporters.program import DOMAIN, Program
 from edgespec.exporters.step import TRACED_WIDTH
@@ -29,13 +32,15 @@ SQRT_2_PI = 0.7978845608028654
 @dataclass(frozen=True)
 class Stored:
     """A model's parameters and buffers by the program's names: `read` gives one as float32, `read_head` the
-    rows that the head keeps, whose names are `head`. `precision`: the form of each role.
+    rows that the head keeps, whose names are `head`. `form`: of a role and a name; `grid`: the 4-bit grid
+    that a parameter is on, or None.
     """
 
     read: Callable[[str], np.ndarray]
     read_head: Callable[[], np.ndarray]
     head: frozenset[str]
-    precision: dict[str, str]
+    form: Callable[[str, str], str]
+    grid: Callable[[str], Grid | None]
     constants: Constants
 
 
@@ -134,13 +139,31 @@ class Lowering:
         """x · Wᵀ; the head's product is joined by that with the context rows."""
         g, x, name = self.g, self.get(node.inputs[0]), node.inputs[1].name
         if name not in self.stored.head:
-            return g.linear(x, self.factor(name, "linear", lambda: self.stored.read(name)))
-        made = g.linear(x, self.factor("head", "head", self.stored.read_head))
+            if self.stored.form("linear", name) == "int4":
+                return self.on_grid(x, name)
+            return g.linear(x, self.factor(name, "linear", name, lambda: self.stored.read(name)))
+        made = g.linear(x, self.factor("head", "head", name, self.stored.read_head))
         return made if self.context is None else g.concat([made, g.product(x, self.context)], -1)
 
-    def factor(self, key: str, role: str, read: Callable[[], np.ndarray]) -> Value:
+    def on_grid(self, x: Value, name: str) -> Value:
+        """x · Wᵀ with W on a 4-bit grid. XNNPACK's has its 0 in the middle, so W = scale·(code - 8) + C, and
+        C, a number for each block of inputs, meets the block's sum (as forms.Int4Grid has it).
+        """
+        g, blocks = self.g, -(-x.shape[-1] // BLOCK)
+        parts = functools.cache(lambda: middled(self.stored.grid(name), self.stored.read(name)))
+        x = g.once(("whole", x), lambda: g.pad(x, blocks * BLOCK))
+        main = g.linear(x, g.coded_blocks(name, lambda: parts()[:2]))
+        ones = g.stored(("ones", BLOCK), lambda: np.ones((1, BLOCK), np.float32))
+        split = (*x.shape[:-1], blocks, BLOCK)
+        sums = g.once(
+            ("sums", x), lambda: g.reshape(g.linear(g.reshape(x, split), ones), (*x.shape[:-1], blocks))
+        )
+        rest = g.linear(sums, g.coded((name, "offsets"), lambda: positive(*int8_rows(parts()[2]))))
+        return g.binary("Add", main, rest)
+
+    def factor(self, key: str, role: str, name: str, read: Callable[[], np.ndarray]) -> Value:
         """A product's weight in the form of its role."""
-        if self.stored.precision[role] == "int8":
+        if self.stored.form(role, name) == "int8":
             return self.g.coded(key, lambda: positive(*int8_rows(read())))
         return self.g.stored(key, read)
 
@@ -303,6 +326,17 @@ def columns(target: Target) -> int:
     lane in every bucket.
     """
     return -(-target.cache.rows(target.bucket) // LANES) * LANES
+
+
+def middled(grid: Grid | None, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes [n,k] of a 4-bit grid, the nearest where a weight is on none; the scale of each block rounded to
+    bfloat16, which XNNPACK keeps; and the number of each block that makes up for it and for the middle of
+    the codes: what the block then lacks in the mean [n,k/32].
+    """
+    codes, scale, low = nearest_grid(weight) if grid is None else (grid.codes, grid.scale, grid.low)
+    kept = torch.from_numpy(np.where(scale > 0, scale, 1).astype(np.float32)).bfloat16().float().numpy()
+    mean = codes.reshape(*scale.shape, BLOCK).mean(-1, dtype=np.float32)
+    return codes, kept, low + scale * mean - kept * (mean - MIDDLE4)
 
 
 def positive(codes: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

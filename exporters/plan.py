@@ -214,7 +214,7 @@ def precisions(config: ExportConfig) -> dict[str, str]:
     """The form of each layer class; a tied head and embedding share one table when they share a form."""
     if config.format == "executorch":
         linear = config.weights or EXECUTORCH_PRECISIONS[0]
-        head = config.head or linear
+        head = config.head or (WIDE["cpu"] if linear == "int4" else linear)
         return {"linear": linear, "head": head, "embedding": config.embedding or head}
     linear = config.weights or DEFAULT_FORM[config.device]
     head = config.head or (WIDE[config.device] if linear == "int4" else linear)

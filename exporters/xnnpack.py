@@ -101,6 +101,23 @@ class Subgraph:
 
         return self.once(("coded", key), define)
 
+    def coded_blocks(self, key: Hashable, make: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Value:
+        """A stored weight [n,k] for `linear` as 4-bit codes around 8 in blocks of 32 inputs, each with a
+        scale [n,k/32] that bfloat16 holds.
+        """
+
+        def define() -> Value:
+            both = functools.cache(make)
+            shape, codes = self._data((key, "codes"), lambda: packed(both()[0]), 1)
+            halves = lambda: (both()[1].astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)  # noqa: E731
+            blocks, scales = self._data((key, "scale"), halves, 2)
+            per = {"scale": [], "channel_dim": 0, "group_size": 2 * shape[1] // blocks[1]}
+            per |= {"scale_buffer_idx": scales, "num_scales": blocks[0] * blocks[1]}
+            whole = (shape[0], 2 * shape[1])
+            return self._value(whole, codes, coding=("qbint4", "PerChannelGroupQuant", per))
+
+        return self.once(("coded", key), define)
+
     def _data(self, key: Hashable, make: Callable[[], np.ndarray], size: int) -> tuple[tuple[int, ...], int]:
         """A stored array's shape, and its place among the subgraph's constants."""
         name, shape = self.constants.named(key, make)
@@ -147,7 +164,7 @@ class Subgraph:
         return y
 
     def linear(self, x: Value, weight: Value) -> Value:
-        """x [...,k] · Wᵀ, the weight [n,k] `stored` or `coded`: then each row of x gets 8-bit codes too."""
+        """x [...,k] · Wᵀ, the weight [n,k] `stored` or of codes: then each row of x gets 8-bit codes too."""
         y = self._value((*x.shape[:-1], weight.shape[0]))
         x = self.once(("quantised", x), lambda: self._quantised(x)) if weight.coded else x
         self._node("FullyConnected", y, input1_id=x.id, filter_id=weight.id, bias_id=NO_VALUE)
@@ -284,6 +301,11 @@ class Subgraph:
         node = {"flags": 0, **what, "output_id": output.id}
         whole = {"xnode_union_type": f"XNN{kind}", "xnode_union": node, "debug_handle": len(self.nodes)}
         self.nodes.append(whole)
+
+
+def packed(codes: np.ndarray) -> np.ndarray:
+    """Codes 0..15 [n,k] two a byte [n,k/2], the even input in the low half."""
+    return (codes[:, 0::2] | (codes[:, 1::2] << 4)).astype(np.uint8)
 
 
 def serialized(graph: dict[str, Any]) -> bytes:

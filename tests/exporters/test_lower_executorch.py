@@ -4,14 +4,18 @@ a call is one XNNPACK subgraph.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from edgespec.errors import BackendError, BundleError, InputError
+from edgespec.exporters.gguf_weights import Grid
+from edgespec.exporters.grids import nearest_grid
 from edgespec.pte import DELEGATE_NAME, read_pte
 from edgespec.runtime.engine import Engine
 from edgespec.runtime.program import Program
@@ -82,6 +86,51 @@ def test_int8_is_near_and_a_row_has_the_same_bits_at_every_width(tmp_path: Path)
     assert np.abs(logits - want).max() < 0.1 * np.abs(want).max()
     assert (np.corrcoef(logits, want)[:4, 4:].diagonal() > 0.99).all()
     assert (run.folder / "target.ptd").stat().st_size < 200_000  # 320 KB in fp32, without the angles' 65
+    methods = read_pte(run.folder / "target.pte")  # Bug: a value of codes was read as another, and then not found
+    linears = [m for m in tiny.model("llama").modules() if isinstance(m, torch.nn.Linear)]
+    codes, scales = sum(m.weight.numel() for m in linears), 4 * sum(m.out_features for m in linears)
+    assert codes + scales <= methods["verify_4_64"].bytes_weights < codes + scales + 1024
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["on a grid", "on none"])
+def test_int4_multiplies_with_the_grids_own_values(own: bool, tmp_path: Path) -> None:
+    """Against Transformers with the same weights on the same grid; only activations are rounded further."""
+    model = copy.deepcopy(tiny.model("llama"))
+    grids = {}
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear) and "lm_head" not in name:
+                grid = Grid(*nearest_grid(module.weight.numpy()))
+                if own:  # not the grid that rounding the values again would choose
+                    grid = Grid(grid.codes, grid.scale, grid.low - 0.3 * grid.scale)
+                grids[f"{name}.weight"] = grid
+                blocks = (
+                    grid.codes.reshape(len(grid.codes), -1, 32) * grid.scale[..., None] + grid.low[..., None]
+                )
+                module.weight.copy_(torch.from_numpy(blocks.reshape(len(grid.codes), -1)))
+    source = tiny.checkpoint(tmp_path / "source", model)
+    precision = {"linear": "int4", "head": "fp32", "embedding": "fp32"}
+    run = tiny.export_tiny(
+        source,
+        PLAIN,
+        tmp_path / "made",
+        (4,),
+        "executorch",
+        precision=precision,
+        grids=grids if own else None,
+    )
+    assert disagreements(run, TOKENS) == []
+    run.reset()
+    run.prefill(TOKENS[:16])
+    want = own_logits(model, TOKENS[:20]).numpy()[16:]
+    logits = run.call("verify", TOKENS[16:20], 4)["logits"][0]
+    assert np.abs(logits - want).max() < 0.1 * np.abs(want).max()
+    assert (np.corrcoef(logits, want)[:4, 4:].diagonal() > 0.995).all()
+    products = read_pte(run.folder / "target.pte")["verify_4_64"].bytes_weights
+    plain = sum(m.weight.numel() for n, m in model.named_modules() if isinstance(m, torch.nn.Linear))
+    head = model.get_output_embeddings().weight.numel()
+    small = (plain - head) * (0.5 + 2 / 32 + 1 / 32)  # codes, a scale and a number a block
+    assert 4 * head + small <= products < 4 * head + 1.2 * small
 
 
 def test_an_operator_that_is_not_lowered_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
