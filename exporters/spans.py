@@ -19,7 +19,10 @@ ATTENTION = "edgespec-spans"
 
 
 def spans_of(checkpoint: Checkpoint, windows: Tensor, advance: Callable[[int, int], None]) -> Spans:
-    """The spans over windows [n, length] of token ids, one layer in memory at a time (see `streamed`)."""
+    """The spans over windows [n, length] of token ids, one layer in memory at a time (see `streamed`).
+
+    Windows begin at positions all over the trained ones: a key's numbers depend on how far it is turned.
+    """
     layers = checkpoint.config.num_hidden_layers
     found: dict[str, Span] = {}
     heads: dict[tuple[str, int], np.ndarray] = {}
@@ -62,7 +65,11 @@ def spans_of(checkpoint: Checkpoint, windows: Tensor, advance: Callable[[int, in
         return torch.stack(outs).transpose(1, 2).contiguous(), None
 
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
-    streamed(checkpoint, windows, around, head=True, attention=ATTENTION)
+    count, length = windows.shape
+    most = max(0, getattr(checkpoint.config, "max_position_embeddings", length) - length)
+    first = torch.linspace(0, most, count).long() if count > 1 else torch.zeros(1, dtype=torch.int64)
+    positions = first[:, None] + torch.arange(length)
+    streamed(checkpoint, windows, around, positions, head=True, attention=ATTENTION)
     names = {name.removesuffix(" in") for name in found if name.endswith(" in")}
     return Spans(
         {name: (found[f"{name} in"], found[f"{name} out"]) for name in names},

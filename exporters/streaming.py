@@ -46,13 +46,19 @@ def place(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 def streamed(
-    checkpoint: Checkpoint, windows: Tensor, around: Around, head: bool = False, attention: str | None = None
+    checkpoint: Checkpoint,
+    windows: Tensor,
+    around: Around,
+    positions: Tensor | None = None,
+    head: bool = False,
+    attention: str | None = None,
 ) -> None:
     """Run windows [n, length] of token ids through the decoder, each layer within `around(layer, path)`, then
     through the LM head, where wanted, within `around(head, "head")`, a window at a time.
 
-    `attention` names a function of Transformers' interface, which is given no mask. InputError where a model
-    keeps its layers in an unknown way. Memory: one layer, embedding and head, and the windows' hidden states.
+    `positions` [n, length] are the tokens' (from 0 on, if not given). `attention` names a function of
+    Transformers' interface, which is given no mask. InputError where a model keeps its layers in an unknown
+    way. Memory: one layer, embedding and head, and the windows' hidden states.
     """
     with LargeOnMeta(), torch.no_grad():
         model = AutoModelForCausalLM.from_config(copy.deepcopy(checkpoint.config)).eval()
@@ -79,7 +85,8 @@ def streamed(
     for i, layer in enumerate(stack):
         stack[i] = Streamed(layer, f"{path}.{i}", checkpoint, around)
     with torch.no_grad():
-        hidden = model.get_decoder()(input_ids=windows, use_cache=False).last_hidden_state
+        given = {} if positions is None else {"position_ids": positions}
+        hidden = model.get_decoder()(input_ids=windows, use_cache=False, **given).last_hidden_state
         if not head:
             return
         if tied:

@@ -32,6 +32,7 @@ from tests.helpers.checkpoints import write_directory
 
 QUIET = Progress(quiet=True)
 TEXTS = torch.randint(0, 288, (4, 40), generator=torch.Generator().manual_seed(0))
+FIRST = (0, 328, 656, 984)  # the four texts begin all over the 1,024 positions
 TOKENS = [int(token) for token in TEXTS[0]]
 CODES = CacheSpec("rows", 64, 8, "none", 0, 0, (64,), 8, dtype="int8")
 W8 = dict.fromkeys(("linear", "head", "embedding"), "w8a16")
@@ -41,11 +42,13 @@ def looked(source: Any) -> Spans:
     return spans_of(source, TEXTS, lambda done, total: None)
 
 
-def own_cache(model: Any, texts: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Transformers' own keys and values, layer by layer [B,KV,T,d]."""
-    cache = DynamicCache()
+def own_cache(
+    model: Any, texts: torch.Tensor, first: tuple[int, ...]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Transformers' own keys and values, layer by layer [B,KV,T,d], of texts that begin at these positions."""
+    cache, positions = DynamicCache(), torch.tensor(first)[:, None] + torch.arange(texts.shape[1])
     with torch.no_grad():
-        model(texts, past_key_values=cache, use_cache=True)
+        model(texts, position_ids=positions, past_key_values=cache, use_cache=True)
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
@@ -53,7 +56,7 @@ def own_cache(model: Any, texts: torch.Tensor) -> list[tuple[torch.Tensor, torch
 def test_spans_are_what_the_model_reaches(family: str, tmp_path: Path) -> None:
     model = tiny.model(family)
     spans = looked(tiny.checkpoint(tmp_path / "source", model))
-    for layer, (keys, values) in enumerate(own_cache(model, TEXTS)):
+    for layer, (keys, values) in enumerate(own_cache(model, TEXTS, FIRST)):
         for mine, theirs in ((spans.keys[layer], keys), (spans.values[layer], values)):
             assert np.allclose(mine, theirs.abs().amax((0, 2, 3)).numpy(), rtol=1e-4)
     seen: dict[str, list[torch.Tensor]] = {}
@@ -116,7 +119,7 @@ def test_logits_stay_close_and_caches_hold_codes(family: str, tmp_path: Path) ->
     assert np.corrcoef(mine.ravel(), theirs.ravel())[0, 1] > 0.995
     for part, most in (("keys", spans.keys), ("values", spans.values)):
         assert engine.caches[part][0].dtype == np.int8
-        own = dict(zip(("keys", "values"), own_cache(model, TEXTS[:1])[0], strict=True))[part][0]
+        own = dict(zip(("keys", "values"), own_cache(model, TEXTS[:1], (0,))[0], strict=True))[part][0]
         seen = engine.caches[part][0][0, :, : engine.count] * (most[0][:, None, None] / 127)
         step = most[0].max() / 127
         assert np.abs(seen - own[:, : engine.count].numpy()).max() < 2.5 * step  # layer 0: weights round, too

@@ -86,10 +86,12 @@ def test_int8_is_near_and_a_row_has_the_same_bits_at_every_width(tmp_path: Path)
     assert np.abs(logits - want).max() < 0.1 * np.abs(want).max()
     assert (np.corrcoef(logits, want)[:4, 4:].diagonal() > 0.99).all()
     assert (run.folder / "target.ptd").stat().st_size < 200_000  # 320 KB in fp32, without the angles' 65
-    methods = read_pte(run.folder / "target.pte")  # Bug: a value of codes was read as another, and then not found
+    methods = read_pte(
+        run.folder / "target.pte"
+    )  # Bug: a value of codes was read as another, and then not found
     linears = [m for m in tiny.model("llama").modules() if isinstance(m, torch.nn.Linear)]
     codes, scales = sum(m.weight.numel() for m in linears), 4 * sum(m.out_features for m in linears)
-    assert codes + scales <= methods["verify_4_64"].bytes_weights < codes + scales + 1024
+    assert codes + scales <= methods["verify_4_64"].bytes_weights < codes + scales + 2048  # and rows of 1/n
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["on a grid", "on none"])
