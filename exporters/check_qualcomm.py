@@ -23,12 +23,15 @@ from edgespec.exporters.findings import Finding
 from edgespec.exporters.plan import shipped
 from edgespec.exporters.widths import divergence
 from edgespec.soc import NAMES, SOCS, Soc
-from edgespec.spec import STEPS, CompiledEntry, GraphSpec, ModelEntry
+from edgespec.spec import CODED, STEPS, CompiledEntry, GraphSpec, ModelEntry
 
 FAR = 1000  # a position where angles computed in fp16 are off (design, section 3)
 ROWS = 512  # most rows in a cache before a step
 LARGEST_DIFFERENCE = 0.05  # of a logit or a new row, as a share of the largest one's size
 LARGEST_KL = 0.02  # nats, mean over rows
+# Where activations are codes, fp16 between them sends some to the next code, 0.8 % of a cache's largest number; what
+# follows is as far off as the codes themselves are from fp32 (KL 0.009 with the demo), in other places.
+LARGEST_DIFFERENCE_CODED, LARGEST_KL_CODED = 0.15, 0.1
 LEAST_KEPT = 0.97  # of a commit's rows, those that scores in fp32 keep
 NEW = ("new_keys", "new_values", "new_queries")
 
@@ -257,11 +260,14 @@ def judged(entry: ModelEntry, place: Place, found: Sequence[Distance]) -> Findin
         max(d.kl for d in found),
         min(d.agreement for d in found),
     )
-    passed = max(worst.logits, worst.rows) <= LARGEST_DIFFERENCE and worst.kl <= LARGEST_KL
+    far, kl = LARGEST_DIFFERENCE, LARGEST_KL
+    if entry.precision["linear"] in CODED:
+        far, kl = LARGEST_DIFFERENCE_CODED, LARGEST_KL_CODED
+    passed = max(worst.logits, worst.rows) <= far and worst.kl <= kl
     detail = (
         f"{len(found)} graphs differ from the CPU's: logits by up to {worst.logits:.2%} of the largest, "
-        f"new rows {worst.rows:.2%} (at most {LARGEST_DIFFERENCE:.0%}), KL {worst.kl:.1e} nats "
-        f"(at most {LARGEST_KL}), argmax agrees {worst.agreement:.0%}"
+        f"new rows {worst.rows:.2%} (at most {far:.0%}), KL {worst.kl:.1e} nats "
+        f"(at most {kl}), argmax agrees {worst.agreement:.0%}"
     )
     return Finding(f"{entry.name} emulated at {place.position}", passed, detail, asdict(worst))
 

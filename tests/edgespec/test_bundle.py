@@ -302,6 +302,8 @@ SENSE = [
     ((*TARGET, "spec", "kv_heads"), 3, "kv_heads: 3 does not divide heads 4"),
     ((*TARGET, "spec", "head_dim"), 0, "head_dim: is 0, not 1 to"),
     ((*TARGET, "cache", "contract"), "ring", "contract: 'ring' is none of rows, append"),
+    ((*TARGET, "cache", "dtype"), "int4", "dtype: 'int4' is none of float32, int8"),
+    ((*TARGET, "cache", "dtype"), "int8", r"where keys_0 int8 .* must be|is int8, which"),
     ((*TARGET, "cache", "block"), 0, "block: is 0, not 1 to the budget 16"),
     ((*TARGET, "cache", "budget"), 2**30, "budget: is absurdly large"),
     ((*TARGET, "cache", "buckets"), [16, 8], "must ascend and end with the budget 16"),

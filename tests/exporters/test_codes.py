@@ -45,7 +45,7 @@ def looked(source: Any) -> Spans:
 def own_cache(
     model: Any, texts: torch.Tensor, first: tuple[int, ...]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Transformers' own keys and values, layer by layer [B,KV,T,d], of texts that begin at these positions."""
+    """Transformers' own keys and values, layer by layer [B,KV,T,d], of texts that begin there."""
     cache, positions = DynamicCache(), torch.tensor(first)[:, None] + torch.arange(texts.shape[1])
     with torch.no_grad():
         model(texts, position_ids=positions, past_key_values=cache, use_cache=True)
