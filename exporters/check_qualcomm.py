@@ -29,8 +29,8 @@ FAR = 1000  # a position where angles computed in fp16 are off (design, section 
 ROWS = 512  # most rows in a cache before a step
 LARGEST_DIFFERENCE = 0.05  # of a logit or a new row, as a share of the largest one's size
 LARGEST_KL = 0.02  # nats, mean over rows
-# Where activations are codes, fp16 between them sends some to the next code, 0.8 % of a cache's largest number; what
-# follows is as far off as the codes themselves are from fp32 (KL 0.009 with the demo), in other places.
+# Where activations are codes, fp16 between them sends some to the next one, 0.8 % of a cache's largest;
+# what follows is as far off as the codes themselves are from fp32 (KL 0.009 with the demo), in other places.
 LARGEST_DIFFERENCE_CODED, LARGEST_KL_CODED = 0.15, 0.1
 LEAST_KEPT = 0.97  # of a commit's rows, those that scores in fp32 keep
 NEW = ("new_keys", "new_values", "new_queries")

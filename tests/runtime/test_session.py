@@ -348,9 +348,14 @@ def test_hostile_bundles(opened: Callable[..., Runtime], tmp_path: Path) -> None
     assert "absurdly large" in refused(edit(lambda m: m["models"][0]["spec"].update(layers=2**40)))
     assert "cache makes no sense" in refused(edit(lambda m: m["models"][0]["cache"].update(block=10**6)))
     assert "wrong shape" in refused(edit(lambda m: m["models"][0]["cache"].update(budget=64, buckets=[64])))
-    assert "wrong shape or type" in refused(edit(lambda m: m["models"][0]["cache"].update(dtype="int8", contract="rows")))
-    assert "cache makes no sense" in refused(edit(lambda m: m["models"][0]["cache"].update(dtype="int32")))
-    assert "dtype is unknown" in refused(edit(lambda m: m["models"][0]["cache"].update(dtype="int4")))
+    for dtype, contract, message in (
+        ("int8", "rows", "wrong shape or type"), ("int8", "append", "cache makes no sense"),
+        ("int32", "append", "cache makes no sense"), ("int4", "append", "dtype is unknown"),
+    ):  # fmt: skip
+        cached = {"dtype": dtype, "contract": contract}
+        assert message in refused(edit(lambda m, c=cached: m["models"][0]["cache"].update(c)))
+    wide = edit(lambda m: m["models"][0]["graphs"][0]["outputs"][0].update(dtype="int8"))
+    assert "wrong shape or type" in refused(wide)  # less memory than is read
     assert "unsafe path" in refused(edit(lambda m: m["files"].update({"../x": {"bytes": 1}})))
     assert "is missing" in refused(lambda folder: (folder / "draft-draft.onnx").unlink())
     assert "no JSON object" in refused(nest)
