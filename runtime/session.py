@@ -120,7 +120,7 @@ class Runtime:
                 hint = f'is it there? edgespec push {path} --via "{shlex.join(remote.via)}"'
                 raise BackendError(error.message, hint) from None
         start = list(command) or [str(binary(note, form=bundle.manifest.format))]
-        start += ["--bundle", str(bundle.path), *(_on_npu(soc) if soc else [])]
+        start += ["--bundle", str(bundle.path), *(on_npu(soc) if soc else [])]
         if threads:
             start += ["--threads", str(threads)]
         if costs:
@@ -325,7 +325,7 @@ def table_of(bundle: Path) -> Path:
     return Path(os.path.abspath(bundle) + ".tune.json")
 
 
-def _on_npu(soc: str) -> list[str]:
+def on_npu(soc: str) -> list[str]:
     """The runtime's flags for a Qualcomm SoC; BackendError where its provider is not installed."""
     if (folder := package("onnxruntime_qnn")) is None:
         raise BackendError("Qualcomm's compiler is not installed", "pip install 'edgespec[qnn]'")

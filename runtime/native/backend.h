@@ -35,7 +35,7 @@ class Backend {
 
 // Qualcomm's NPU: the folder of its provider and compiler; empty: graphs run on the processor.
 struct QnnOptions {
-    std::string folder;
+    std::string folder, compiled;  // compiled: the SoC whose compiled graphs of the bundle are opened; empty: they are compiled now
     int htp_arch = 0, soc_model = 0;
 };
 

@@ -28,7 +28,7 @@ edgespec::Options parse(int argc, char** argv) {
     edgespec::Options out;
     out.backend.threads = std::clamp(int(std::thread::hardware_concurrency()), 1, 4);
     edgespec::QnnOptions& qnn = out.backend.qnn;
-    const std::map<std::string, std::string*> texts{{"--bundle", &out.bundle}, {"--table", &out.table}, {"--qnn", &qnn.folder}};
+    const std::map<std::string, std::string*> texts{{"--bundle", &out.bundle}, {"--table", &out.table}, {"--qnn", &qnn.folder}, {"--compiled", &qnn.compiled}};
     const std::map<std::string, std::pair<int, int*>> numbers{
         {"--threads", {256, &out.backend.threads}}, {"--htp-arch", {1000, &qnn.htp_arch}}, {"--soc-model", {100'000, &qnn.soc_model}}};
     for (int i = 1; i < argc; ++i) {
@@ -51,6 +51,7 @@ edgespec::Options parse(int argc, char** argv) {
     }
     if (out.bundle.empty()) throw edgespec::Error("no bundle is named", "edgespec-runtime --bundle DIR");
     if (!qnn.folder.empty() && !(qnn.htp_arch && qnn.soc_model)) throw edgespec::Error("--qnn needs --htp-arch and --soc-model", "for an 8 Elite: --htp-arch 79 --soc-model 69");
+    if (qnn.folder.empty() && !qnn.compiled.empty()) throw edgespec::Error("--compiled needs --qnn", "name the folder of Qualcomm's provider");
     return out;
 }
 

@@ -222,6 +222,21 @@ ModelEntry model(const Json& data, const std::string& folder, const Json& files,
     return m;
 }
 
+// Let each graph's file be the one that opens it as compiled for a SoC.
+void take_compiled(Manifest& manifest, const Json& compiled, const Json& files, const std::string& soc) {
+    for (const Json& entry : compiled) {
+        if (field<std::string>(entry, "soc", "compiled") != soc) continue;
+        const Json graphs = field<Json>(entry, "graphs", "compiled");
+        for (ModelEntry& m : manifest.models)
+            for (GraphSpec& g : m.graphs) {
+                g.file = field<std::string>(graphs, g.file.c_str(), "compiled.graphs");
+                if (!files.contains(g.file)) throw Error("the manifest names " + g.file + ", which manifest.files lacks", AGAIN);
+            }
+        return;
+    }
+    throw Error("the bundle is not compiled for " + soc, "export it again with --soc " + soc);
+}
+
 }  // namespace
 
 int64_t TensorSpec::elements() const {
@@ -261,7 +276,7 @@ std::string read_file(const std::string& path, int64_t most, const std::string& 
     return text;
 }
 
-Manifest read_manifest(const std::string& folder) {
+Manifest read_manifest(const std::string& folder, const std::string& soc) {
     Manifest out;
     out.folder = folder;
     const std::string text = read_file(folder + "/manifest.json", LARGEST_MANIFEST, "give the folder of a bundle that edgespec export made");
@@ -278,6 +293,7 @@ Manifest read_manifest(const std::string& folder) {
     for (const auto& [name, entry] : files.items()) check_file(folder, name, field<int64_t>(entry, "bytes", "manifest.files"));
     for (const Json& m : array(data, "models", "manifest")) out.models.push_back(model(m, folder, files, out.format));
     if (!out.model("target")) throw Error("the bundle has no target model", AGAIN);
+    if (!soc.empty()) take_compiled(out, array(data, "compiled", "manifest"), files, soc);
     const ModelEntry* draft = out.model("draft");
     if (draft && draft->context_rows && draft->hidden != out.model("target")->hidden) throw Error("draft: its context rows make no sense", AGAIN);
     out.stop_ids = numbers(field<Json>(data, "tokenizer", "manifest"), "stop_ids", "tokenizer");

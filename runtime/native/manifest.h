@@ -58,8 +58,9 @@ struct Manifest {
     const ModelEntry* model(const std::string& name) const;  // null where the bundle has none
 };
 
-// Errors name the field; no path leaves the folder, and every file has its listed size.
-Manifest read_manifest(const std::string& folder);
+// Errors name the field; no path leaves the folder, and every file has its listed size. With a SoC's name, graphs are the files
+// that open what was compiled for it.
+Manifest read_manifest(const std::string& folder, const std::string& soc = {});
 
 // A regular file of at most so many bytes; the hint is for one that is missing, of another kind or larger.
 std::string read_file(const std::string& path, int64_t most, const std::string& hint);

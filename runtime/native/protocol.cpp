@@ -24,7 +24,7 @@
 
 namespace edgespec {
 
-const char* const HELP = R"(edgespec-runtime --bundle DIR [--threads N] [--table FILE] [--no-prepack] [--qnn DIR --htp-arch N --soc-model N]
+const char* const HELP = R"(edgespec-runtime --bundle DIR [--threads N] [--table FILE] [--no-prepack] [--qnn DIR --htp-arch N --soc-model N [--compiled SOC]]
 
 Runs a bundle's graphs: speculative decoding over JSON lines, one request a line on standard input, events on
 standard output. Tokens are ids of the bundle's tokenizer; texts are the driver's business.
@@ -34,6 +34,7 @@ standard output. Tokens are ids of the bundle's tokenizer; texts are the driver'
   --no-prepack   keep weights once in memory, in the file's own layout: smaller, slower
   --qnn DIR      compile the graphs for Qualcomm's NPU and run them there; DIR holds libonnxruntime_providers_qnn.so and
                  libQnnHtp.so, --htp-arch and --soc-model are Qualcomm's numbers of the SoC (8 Elite: 79 and 69)
+  --compiled SOC with --qnn: open the context binaries that the bundle holds for this SoC (8-elite) instead of compiling
 
 The first line is {"event":"ready",...}. Every answer carries the request's id; a request that fails gets
 {"id":..,"event":"error","error":..,"hint":..} and the sessions live on.
@@ -183,7 +184,7 @@ Manifest ours(Manifest manifest, const BackendOptions& options) {
 class Server : public Listener {
   public:
     explicit Server(const Options& options)
-        : lines_(input()), bundle_(ours(read_manifest(options.bundle), options.backend)), backend_(open_backend(options.bundle, options.backend)),
+        : lines_(input()), bundle_(ours(read_manifest(options.bundle, options.backend.qnn.compiled), options.backend)), backend_(open_backend(options.bundle, options.backend)),
           costs_(options.table.empty() ? default_costs(bundle_) : read_costs(options.table, bundle_)), options_(options) {
         const auto start = Clock::now();
         target_ = std::make_unique<Model>(*bundle_.model("target"), *backend_);

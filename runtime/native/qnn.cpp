@@ -53,6 +53,8 @@ Qnn::Qnn(OrtEnv* env, const QnnOptions& options) : env_(env), options_(options) 
 
 void Qnn::add_to(OrtSessionOptions* session) const {
     check(api()->AddSessionConfigEntry(session, "session.disable_cpu_ep_fallback", "1"), "take graphs whole");
+    if (!options_.compiled.empty())  // a context that holds several graphs is loaded once
+        check(api()->AddSessionConfigEntry(session, "ep.share_ep_contexts", "1"), "share contexts");
     const std::string backend = options_.folder + "/libQnnHtp.so";
     const std::string arch = std::to_string(options_.htp_arch), soc = std::to_string(options_.soc_model);
     const char* keys[] = {"backend_path", "htp_arch", "soc_model", "enable_htp_fp16_precision"};

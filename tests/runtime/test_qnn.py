@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from edgespec.exporters import export
 from edgespec.progress import Progress
 from edgespec.runtime.build import binary
 from edgespec.runtime.engine import Engine
-from edgespec.runtime.session import Runtime, Settings
+from edgespec.runtime.process import Process
+from edgespec.runtime.session import Runtime, Settings, on_npu
+from edgespec.soc import SOCS
 from tests.helpers import tiny
 from tests.helpers.checkpoints import write_directory
 
@@ -73,6 +76,46 @@ def test_drafts_change_no_text_on_the_npu(bundle: Bundle) -> None:
         for _ in session.stream(PROMPT, Settings(max_new_tokens=4, drafter="none")):
             pass
         assert session.answer.tokens[0] == texts["none"][0]
+
+
+def test_compiled_graphs_are_opened_and_say_the_same(bundle: Bundle, tmp_path: Path) -> None:
+    """Contexts of one graph each: of several the emulator opens none."""
+    from edgespec.exporters.qualcomm import compile_into
+
+    soc, place = SOCS["8-elite"], tmp_path / "bundle" / "8-elite"
+    shutil.copytree(bundle.path, tmp_path / "bundle")
+    place.mkdir()
+    (place / "compile.log").write_text("by a test")
+    graphs = {g.file: f"8-elite/{g.file}" for m in bundle.manifest.models for g in m.graphs}
+    for file in graphs:
+        compile_into(place / Path(file).stem, bundle.file(file), soc, True, True)
+    sizes = {path.name: path.stat().st_size for path in place.iterdir()}
+    made = {f"8-elite/{name}": {"bytes": size, "sha256": "0" * 64} for name, size in sizes.items()}
+    contexts = {"target": "8-elite/target-decode_qnn.bin", "draft": "8-elite/draft-draft_qnn.bin"}
+    entry = {"soc": "8-elite", "compiler": "", "log": "8-elite/compile.log"}
+    entry |= {"contexts": contexts, "graphs": graphs}
+    data = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    data["files"] |= made
+    (tmp_path / "bundle" / "manifest.json").write_text(json.dumps(data | {"compiled": [entry]}))
+    command = [str(binary(print)), "--bundle", str(tmp_path / "bundle"), "--threads", "1"]
+    command += on_npu("8-elite")
+    texts = []
+    for more in ([], ["--compiled", "8-elite"]):
+        for file in graphs if more else ():  # nothing is compiled anew
+            path = tmp_path / "bundle" / file
+            path.write_bytes(bytes(path.stat().st_size))
+        with Process([*command, *more]) as process:
+            process.ask("open", session="a")
+            said = process.events("generate", session="a", tokens=PROMPT, max_new_tokens=NEW, drafter="draft")
+            texts.append([token for event in said if event["event"] == "round" for token in event["tokens"]])
+    assert texts[0] == texts[1] and len(texts[0]) == NEW
+    for flags, message in (
+        (["--compiled", "8-gen-2", *on_npu("8-gen-2")], "the bundle is not compiled for 8-gen-2"),
+        (["--compiled", "8-elite"], "--compiled needs --qnn"),
+    ):
+        whole = [*command[:5], *flags]
+        done = subprocess.run(whole, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {message}\n")
 
 
 def test_graphs_for_a_processor_are_refused(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
