@@ -196,7 +196,7 @@ def test_norms_of_heads_are_the_cpus(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("family", "form", "policy"),
-    [("llama", "w8a16", "keydiff"), ("gemma2", "w8a16", "h2o"), ("qwen3", "w4a16", "snapkv")],
+    [("llama", "w8a16", "keydiff"), ("gemma2", "w8a16", "h2o"), ("qwen3", "w4a16", "sinks")],
 )
 def test_coded_graphs_compile_whole_and_are_the_cpus(
     family: str, form: str, policy: str, tmp_path: Path
