@@ -17,7 +17,7 @@ from edgespec.errors import BundleError, InputError
 from edgespec.files import written_whole
 from edgespec.spec import CacheSpec, ModelSpec, from_json
 
-SCHEMA = "edgespec.report/2"
+SCHEMA = "edgespec.report/3"
 PLAIN, SPECULATIVE = "plain", "speculative"
 DEVICE = "profile "  # how a trace's table of call costs begins that was predicted for a device
 AGAIN = "make it again: edgespec bench BUNDLE -o {}"
