@@ -94,9 +94,9 @@ REFUSED = [
         "leave --device out, or --format",
     ),
     (
-        {"format": "executorch", "weights": "int4"},
-        "weights int4 cannot run in an ExecuTorch program",
-        "use --weights int8 or fp32, or --format onnx",
+        {"format": "executorch", "weights": "fp16"},
+        "weights fp16 cannot run in an ExecuTorch program",
+        "use --weights int8, int4 or fp32, or --format onnx",
     ),
     ({"weights": "int2"}, "unknown weights 'int2'", "use one of: int4, int8, fp16, fp32, w4a16, w8a16"),
     (

@@ -78,10 +78,12 @@ def test_the_hosts_share() -> None:
     assert sample_time(4, target, device(), 1.0).host_s == pytest.approx(1e-4 + 4 * 4 * 288 * 1e-9)
 
 
-def test_a_commit_reads_and_gives_a_layers_rows() -> None:
-    work = models()["target"].policy_call("commit", BUDGET, 2)
+def test_a_commit_reads_and_gives_a_layers_rows_or_reads_their_codes() -> None:
+    work = models("w4-fp16act")["target"].policy_call("commit", BUDGET, 2)
     assert work.dispatches == 2
     assert work.bytes_kv == 2 * 2 * (2 * 2 * 16 * (BUDGET + BLOCK) + 2 * 2 * 16 * BUDGET)
+    coded = models("w4a16")["target"].policy_call("commit", BUDGET, 2)
+    assert coded.bytes_kv == 2 * (2 * 2 * 16 * (BUDGET + BLOCK) + 2 * 2 * BUDGET)  # a byte, places as a float
 
 
 def test_memory_at_the_peak() -> None:
