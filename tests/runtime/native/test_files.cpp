@@ -54,7 +54,7 @@ static void manifests() {
         return error_of([] { read_manifest(folder); });
     };
     CHECK(refused("") == "manifest.json is no JSON object" && refused("[1") != "" && refused("{}") != "");
-    CHECK(refused(R"({"schema":99})") == "the bundle has schema 99, this runtime reads 5");
+    CHECK(refused(R"({"schema":99})") == "the bundle has schema 99, this runtime reads 6");
     CHECK(refused(R"({"schema":1e99})") != "" && refused(R"({"schema":-1})") != "" && refused(R"({"schema":18446744073709551615})") != "");
     CHECK(refused(manifest(R"("../x":{"bytes":1})", "")) == "manifest.files names an unsafe path");
     CHECK(refused(manifest(R"("/etc/passwd":{"bytes":1})", "")) == "manifest.files names an unsafe path");

@@ -319,11 +319,14 @@ static void forgotten_rows() {
     state.accept(4);
     state.cache.roll_back(2);
     for (const bool values : {false, true}) {
-        const float* rows = state.cache.buffer(values, 0);
+        const float* rows = reinterpret_cast<const float*>(state.cache.buffer(values, 0));
         CHECK(rows[0] != 0 && rows[1] != 0 && rows[2] == 0 && rows[3] == 0);
     }
     state.cache.clear();
-    for (const bool values : {false, true}) CHECK(state.cache.buffer(values, 0)[0] == 0 && state.cache.buffer(values, 0)[1] == 0);
+    for (const bool values : {false, true}) {
+        const float* rows = reinterpret_cast<const float*>(state.cache.buffer(values, 0));
+        CHECK(rows[0] == 0 && rows[1] == 0);
+    }
 }
 
 static void stops() {
