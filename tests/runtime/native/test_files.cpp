@@ -45,7 +45,7 @@ static void tables() {
 }
 
 static std::string manifest(const std::string& files, const std::string& models) {
-    return R"({"schema":5,"device":"cpu","format":"onnx","tokenizer":{"stop_ids":[2]},"files":{)" + files + R"(},"models":[)" + models + "]}";
+    return R"({"schema":6,"device":"cpu","format":"onnx","tokenizer":{"stop_ids":[2]},"files":{)" + files + R"(},"models":[)" + models + "]}";
 }
 
 static void manifests() {
@@ -71,7 +71,7 @@ static void manifests() {
     CHECK(parse_json(nested(60)).is_array() && parse_json(nested(70)).is_discarded());
     for (const std::string& deep : {std::string(100000, '['), nested(1000000)}) {  // ends in an error, not in the stack
         CHECK(refused(deep) == "manifest.json is no JSON object");
-        CHECK(refused(R"({"schema":5,"device":"cpu","format":"onnx","files":)" + deep + "}") == "manifest.json is no JSON object");
+        CHECK(refused(R"({"schema":6,"device":"cpu","format":"onnx","files":)" + deep + "}") == "manifest.json is no JSON object");
     }
 }
 
