@@ -71,6 +71,8 @@ def test_drafts_change_no_text_on_the_npu(bundle: Bundle) -> None:
             if drafter == "draft":
                 assert sum(session.answer.stats["accepted_by_position"]) > 0
     assert texts["none"] == texts["ngram"] == texts["draft"] and len(texts["none"]) == NEW
+    if bundle.model("target").precision["linear"] != "fp16":
+        return  # a random model's best two tokens are nearer than codes of its activations
     with Runtime.open(bundle.path, 1) as runtime:  # the processor's fp16 is not bitwise the NPU's
         session = runtime.session()
         for _ in session.stream(PROMPT, Settings(max_new_tokens=4, drafter="none")):
