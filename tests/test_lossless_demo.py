@@ -113,11 +113,11 @@ def told(
     session.snapshot(path)
     session.close()
     content = path.read_bytes()
-    tokens, count, position, floats = struct.unpack_from("<12xI8xIIQ", content)
+    tokens, count, position, size = struct.unpack_from("<12xI8xIIQ", content)
     start = 56 + 4 * tokens
     assert (tokens, position) == (len(session.tokens), len(session.tokens) - 1)
     assert count <= position
-    return session.tokens[len(ids) :], content[start : start + 4 * floats]
+    return session.tokens[len(ids) :], content[start : start + size]
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
