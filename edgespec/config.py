@@ -29,7 +29,10 @@ from edgespec.soc import NAMES as SOCS
 from edgespec.spec import CODED, DEVICES, FORMATS, POSITIONS, PRECISIONS
 
 DRAFTS = ("demo", "layers")  # drafts that are no path: the shipped one, and the target's own layers
-DEVICE_PRECISIONS = {"cpu": ("int4", "int8", "fp16", "fp32"), "npu": ("int4", "fp16", *CODED)}
+DEVICE_PRECISIONS = {
+    "cpu": tuple(p for p in PRECISIONS if p not in CODED),
+    "npu": ("int4", "fp16", *CODED),
+}
 EXECUTORCH_PRECISIONS = ("int8", "int4", "fp32")
 MISCOMPILED = 16  # rows of coded activations: onnxruntime-qnn 2.7.0 gets these wrong, and no other number
 LARGEST_BUDGET = 2**20

@@ -18,13 +18,14 @@ import numpy as np
 from edgespec.errors import InputError
 from edgespec.exporters.grids import (
     BLOCK,
-    LEVELS,
     MIDDLE4,
     int8_rows,
     nearest_grid,
     nearest_steps,
     on_steps,
+    packed,
     symmetric,
+    unpacked,
 )
 
 if TYPE_CHECKING:
@@ -76,19 +77,17 @@ class Int4Grid:
             all_codes.append((steps + MIDDLE4).astype(np.uint8).reshape(len(left), -1))
             scales.append(step)
             left = left - (steps * step[..., None]).reshape(left.shape)
-        pairs = np.concatenate(all_codes, 1).reshape(len(left), -1, BLOCK)
-        packed = pairs[..., 0::2] | (pairs[..., 1::2] << 4)
-        return Encoded({"codes": packed, "scale": np.concatenate(scales, 1)})
+        codes = packed(np.concatenate(all_codes, 1).reshape(len(left), -1, BLOCK))
+        return Encoded({"codes": codes, "scale": np.concatenate(scales, 1)})
 
     def decode(self, encoded: Encoded, k: int) -> np.ndarray:
         """The weight [n,k] that the graph multiplies with."""
-        packed, scale = encoded.arrays["codes"], encoded.arrays["scale"]
-        codes = np.stack([packed & LEVELS, packed >> 4], -1).reshape(*packed.shape[:2], BLOCK)
+        codes, scale = unpacked(encoded.arrays["codes"]), encoded.arrays["scale"]
         values = (codes.astype(np.float32) - MIDDLE4) * scale[..., None]
         blocks, extra = layout(k)
         coarse, fine = values[:, blocks : blocks + extra], values[:, blocks + extra :]
-        offset = (coarse.reshape(len(packed), -1) + fine.reshape(len(packed), -1))[:, :blocks]
-        return (values[:, :blocks] + offset[..., None]).reshape(len(packed), -1)[:, :k]
+        offset = (coarse.reshape(len(codes), -1) + fine.reshape(len(codes), -1))[:, :blocks]
+        return (values[:, :blocks] + offset[..., None]).reshape(len(codes), -1)[:, :k]
 
     def linear(self, b: Builder, x: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
         """x [1,rows,k] -> [1,rows,n]."""
@@ -282,16 +281,16 @@ class CodedBlocks:
     def encode(self, weight: np.ndarray, grid: Grid | None = None) -> Encoded:
         """Codes two a byte (the even output in the low half), whole steps of each block, the step's size."""
         codes, steps, size = nearest_steps(weight) if grid is None else on_steps(grid)
-        pairs = np.ascontiguousarray(codes.T).astype(np.uint8).reshape(-1, 2) & LEVELS
-        packed = pairs[:, 0] | (pairs[:, 1] << 4)
         zeros = np.zeros(-(-steps.size // 2), np.uint8)
         by_block = np.ascontiguousarray(steps.T)
-        return Encoded({"codes": packed, "zeros": zeros, "steps": by_block, "scale": size})
+        return Encoded(
+            {"codes": packed(codes.T.reshape(-1)), "zeros": zeros, "steps": by_block, "scale": size}
+        )
 
     def decode(self, encoded: Encoded, k: int) -> np.ndarray:
         """The weight [n,k] that the graph multiplies with."""
-        packed, steps = encoded.arrays["codes"], encoded.arrays["steps"]
-        codes = np.stack([packed & LEVELS, packed >> 4], -1).reshape(k, -1).astype(np.float32)
+        steps = encoded.arrays["steps"]
+        codes = unpacked(encoded.arrays["codes"]).reshape(k, -1).astype(np.float32)
         codes = np.where(codes < MIDDLE4, codes, codes - 2 * MIDDLE4)
         return (codes * steps.repeat(BLOCK, 0) * encoded.arrays["scale"]).T.astype(np.float32)
 

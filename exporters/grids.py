@@ -15,6 +15,17 @@ LEVELS = 15  # steps of a 4-bit grid
 MIDDLE4 = 8  # the code of 0 among unsigned 4-bit codes, which MatMulNBits and GatherBlockQuantized assume
 
 
+def packed(codes: np.ndarray) -> np.ndarray:
+    """4-bit codes two a byte along the last axis, the first of two in the low half."""
+    halves = codes.astype(np.uint8) & LEVELS
+    return halves[..., 0::2] | (halves[..., 1::2] << 4)
+
+
+def unpacked(pairs: np.ndarray) -> np.ndarray:
+    """The codes 0..15 that `packed` put there."""
+    return np.stack([pairs & LEVELS, pairs >> 4], -1).reshape(*pairs.shape[:-1], -1)
+
+
 def int8_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes -127..127 of [n,k] as int16, and the scale of each row."""
     scale = np.abs(weight).max(1) / np.float32(127)

@@ -38,17 +38,35 @@ def rows_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
         "Reshape", b.op("Mul", query, number(scale)), shape(1, spec.kv_heads, group * width, spec.head_dim)
     )
     turned = lambda x: b.op("Transpose", x, perm=[0, 1, 3, 2])  # noqa: E731
-    scores = b.op("Concat", b.op("MatMul", q, turned(keys)), b.op("MatMul", q, turned(key)), axis=-1)
+    scores = b.op("MatMul", q, turned(keys)), b.op("MatMul", q, turned(key))
+    old, new = probabilities(low, scores, window, softcap)
+    out = b.op("Add", b.op("MatMul", old, values), b.op("MatMul", new, value))
+    return by_token(low, out), key, value
+
+
+def probabilities(
+    low: Lowering, scores: tuple[ir.Value, ir.Value], window: int, softcap: float
+) -> tuple[ir.Value, ir.Value]:
+    """Of the scores of the cache's slots and of the call's rows, [1,KV,group·S,slots] and [..,S]: the softmax
+    over both, in the same two parts.
+    """
+    b, width, group = low.b, low.width, low.spec.heads // low.spec.kv_heads
+    shape = lambda *dims: b.const(np.array(dims, np.int64))  # noqa: E731
+    number = lambda x: b.const(np.float32(x))  # noqa: E731
+    both = b.op("Concat", *scores, axis=-1)
     if softcap:
-        scores = b.op("Mul", b.op("Tanh", b.op("Mul", scores, number(1 / softcap))), number(softcap))
+        both = b.op("Mul", b.op("Tanh", b.op("Mul", both, number(1 / softcap))), number(softcap))
     slots = low.target.cache.rows(low.target.bucket)
     seen = b.once(("seen", window), lambda: mask(low, slots, window, group))
-    p = b.op("Softmax", b.op("Where", seen, scores, number(MASKED)), axis=-1)
+    p = b.op("Softmax", b.op("Where", seen, both, number(MASKED)), axis=-1)
     old = b.op("Slice", p, shape(0), shape(slots), shape(3))
-    new = b.op("Slice", p, shape(slots), shape(slots + width), shape(3))
-    out = b.op("Add", b.op("MatMul", old, values), b.op("MatMul", new, value))
-    out = b.op("Reshape", out, shape(1, spec.heads, width, spec.head_dim))
-    return b.op("Transpose", out, perm=list(BY_ROW)), key, value
+    return old, b.op("Slice", p, shape(slots), shape(slots + width), shape(3))
+
+
+def by_token(low: Lowering, out: ir.Value) -> ir.Value:
+    """The attention's output [1,KV,group·S,d] as [1,S,H,d]."""
+    whole = np.array([1, low.spec.heads, low.width, low.spec.head_dim], np.int64)
+    return low.b.op("Transpose", low.b.op("Reshape", out, low.b.const(whole)), perm=list(BY_ROW))
 
 
 def mask(low: Lowering, slots: int, window: int, group: int) -> ir.Value:

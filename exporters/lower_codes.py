@@ -15,9 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from edgespec.errors import InputError
-from edgespec.exporters.attention import MASKED
 from edgespec.exporters.build import Builder
-from edgespec.exporters.lower_attention import BY_ROW, Triple, mask
+from edgespec.exporters.lower_attention import Triple, by_token, probabilities
 
 if TYPE_CHECKING:
     from edgespec.exporters.lower_onnx import Lowering
@@ -84,7 +83,6 @@ def coded_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
     scale, window, softcap = (node.attributes[name].value for name in ("scale", "window", "softcap"))
     group = spec.heads // spec.kv_heads
     shape = lambda *dims: b.const(np.array(dims, np.int64))  # noqa: E731
-    number = lambda x: b.const(np.float32(x))  # noqa: E731
     by_head = lambda sizes: b.const(np.asarray(sizes, np.float32).reshape(1, -1, 1, 1))  # noqa: E731
     turned = lambda x: b.op("Transpose", x, perm=[0, 1, 3, 2])  # noqa: E731
     step = np.float32(1 / STEPS8), np.int8(0)
@@ -97,19 +95,10 @@ def coded_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
     reach = spans.queries[layer] * float(most_key.max())
     q = coded(b, b.op("Reshape", q, shape(1, spec.kv_heads, group * width, spec.head_dim)), (-reach, reach))
     span = (-spans.scores[layer], spans.scores[layer])
-    parts = (coded(b, b.op("MatMul", q, turned(rows)), span) for rows in (keys, key))
-    scores = b.op("Concat", *parts, axis=-1)
-    if softcap:
-        scores = b.op("Mul", b.op("Tanh", b.op("Mul", scores, number(1 / softcap))), number(softcap))
-    slots = low.target.cache.rows(low.target.bucket)
-    allowed = b.once(("seen", window), lambda: mask(low, slots, window, group))
-    p = b.op("Softmax", b.op("Where", allowed, scores, number(MASKED)), axis=-1)
+    scores = tuple(coded(b, b.op("MatMul", q, turned(rows)), span) for rows in (keys, key))
     outs = []
-    for start, end, rows in ((0, slots, values), (slots, slots + width, value)):
-        part = b.op("Slice", p, shape(start), shape(end), shape(3))
+    for p, rows in zip(probabilities(low, scores, window, softcap), (values, value), strict=True):
         # probabilities, and weighted means of numbers from -1 to 1
-        given = through(b, part, np.float32(1 / STEPS16), np.uint16(0))
+        given = through(b, p, np.float32(1 / STEPS16), np.uint16(0))
         outs.append(through(b, b.op("MatMul", given, rows), np.float32(2 / STEPS16), np.uint16(MIDDLE)))
-    out = b.op("Mul", b.op("Add", *outs), by_head(most_value))
-    out = b.op("Reshape", out, shape(1, spec.heads, width, spec.head_dim))
-    return b.op("Transpose", out, perm=list(BY_ROW)), key, value
+    return by_token(low, b.op("Mul", b.op("Add", *outs), by_head(most_value))), key, value

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from executorch.exir._serialize._named_data_store import NamedDataStore, NamedDataStoreOutput
 
+from edgespec.exporters.grids import packed
+
 NO_VALUE = 2**32 - 1
 IN_STORE = 2**64 - 1  # where the bytes of a constant are: in the store, under its name
 INPUT, OUTPUT = 1, 2  # XNN_VALUE_FLAG_EXTERNAL_*
@@ -301,11 +303,6 @@ class Subgraph:
         node = {"flags": 0, **what, "output_id": output.id}
         whole = {"xnode_union_type": f"XNN{kind}", "xnode_union": node, "debug_handle": len(self.nodes)}
         self.nodes.append(whole)
-
-
-def packed(codes: np.ndarray) -> np.ndarray:
-    """Codes 0..15 [n,k] two a byte [n,k/2], the even input in the low half."""
-    return (codes[:, 0::2] | (codes[:, 1::2] << 4)).astype(np.uint8)
 
 
 def serialized(graph: dict[str, Any]) -> bytes:
