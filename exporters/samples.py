@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from edgespec.errors import InputError
+from edgespec.exporters.writer import write
 from edgespec.files import replaced, written_whole
 
-NAME = "edgespec-grouped"
 SETTINGS = "samples.json"
-CHUNK = 16  # columns of a batch's prompts that a processor absorbs at once: they stay in its caches
-ABSORBED = 2**16  # tokens that an accelerator absorbs at once
-LEAST_BUSY = 0.25  # a batch ends when fewer of its rows are still being written: the rest stay as they are
-MOST_ENDED = 0.125  # rows that have ended are computed along until they are this part: taking them out copies
+ROUNDS = 4  # files hold so many times the prompts that are answered side by side
 
 
 @dataclass(frozen=True)
@@ -54,8 +46,8 @@ class Sample:
 class Settings:
     """How texts are written; prompt i is written at temperature `temperatures[i % len(temperatures)]`.
 
-    A batch has `batch` rows where no prompt is longer than an answer may be, and fewer where one is, so that
-    its cache has the same size.
+    `batch` are written side by side where no prompt is longer than an answer may be, and fewer where one is,
+    so that their cache has the same size.
     """
 
     max_new_tokens: int = 192
@@ -63,6 +55,10 @@ class Settings:
     top: int = 32
     temperatures: tuple[float, ...] = (0.0, 0.0, 0.7, 1.0)
     seed: int = 0
+
+    def rows(self, longest: int) -> int:
+        """How many texts are written side by side after prompts of at most `longest` tokens."""
+        return max(1, min(self.batch, int(2 * self.batch / (longest / self.max_new_tokens + 1))))
 
 
 def generate(
@@ -82,7 +78,6 @@ def generate(
     `model` is put to another attention function (the same numbers).
     """
     require_same(folder, prompts, settings)
-    model.set_attn_implementation(NAME)
     batches = batched(prompts, settings)
     for number in range(share[0], len(batches), share[1]):
         path = folder / f"batch-{number:05d}.npz"
@@ -90,8 +85,8 @@ def generate(
             rows = [
                 (prompts[i], settings.temperatures[i % len(settings.temperatures)]) for i in batches[number]
             ]
-            seed = torch.Generator().manual_seed(settings.seed * 1_000_003 + number)
-            some = seen(model, rows, settings) if given else write(model, rows, stop_ids, settings, seed)
+            seed = settings.seed * 1_000_003 + number
+            some = seen(model, rows, settings) if given else answers(model, rows, stop_ids, settings, seed)
             save(path, some)
         advance(number + 1, len(batches))
 
@@ -127,74 +122,38 @@ def require_same(folder: Path, prompts: Sequence[tuple[Sequence[int], str]], set
 
 
 def batched(prompts: Sequence[Any], settings: Settings) -> list[list[int]]:
-    """Numbers of the prompts of each batch: shuffled, then prompts of like length together, little
-    padding."""
-    order = np.random.default_rng(settings.seed).permutation(len(prompts))
-    window = 8 * settings.batch
+    """Numbers of the prompts of each file: shuffled, then prompts of like length together, little padding.
+
+    The files are shuffled too, so that a run that is stopped has prompts of every length.
+    """
+    draw = np.random.default_rng(settings.seed)
+    order = draw.permutation(len(prompts))
+    window = 8 * ROUNDS * settings.batch
     batches: list[list[int]] = []
     for start in range(0, len(order), window):
         group: list[int] = []
         for i in sorted(order[start : start + window], key=lambda i: len(prompts[i][0])):
-            columns = max(len(prompts[i][0]) / settings.max_new_tokens, 1) + 1
-            if len(group) == settings.batch or (group and columns * (len(group) + 1) > 2 * settings.batch):
+            if len(group) >= ROUNDS * settings.rows(len(prompts[i][0])):
                 batches.append(group)
                 group = []
             group.append(int(i))
         batches.append(group)
-    return batches
+    return [batches[i] for i in draw.permutation(len(batches))]
 
 
-@torch.inference_mode()
-def write(
+def answers(
     model: Any,
     rows: Sequence[tuple[tuple[Sequence[int], str], float]],
     stop_ids: Sequence[int],
     settings: Settings,
-    seed: torch.Generator,
+    seed: int,
 ) -> list[Sample]:
-    """The answers to a batch of ((token ids, category), temperature), left-padded and written side by
-    side."""
-    device, most = model.device, settings.max_new_tokens
-    longest = max(len(ids) for (ids, _), _ in rows)
-    given = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest + most, dtype=torch.long)
-    for row, ((ids, _), _) in enumerate(rows):
-        given[row, longest - len(ids) :] = torch.tensor(list(ids))
-        mask[row, longest - len(ids) :] = 1
-    given, mask = given.to(device), mask.to(device)
-    heat = torch.tensor([temperature for _, temperature in rows], device=device)
-    stops = torch.tensor(sorted(stop_ids), device=device)
-    cache = Cache(layer_class_to_replicate=partial(Filled, longest + most))
-    text = given.new_zeros(len(rows), most, dtype=torch.int32)
-    ids_seen = text.new_zeros(len(rows), most, settings.top)
-    logp_seen = ids_seen.new_zeros(ids_seen.shape, dtype=torch.float16)
-    length, busy = given.new_zeros(len(rows)), torch.arange(len(rows), device=device)
-    going = torch.ones_like(busy, dtype=torch.bool)
-    chunk = CHUNK if device.type == "cpu" else max(CHUNK, ABSORBED // len(rows))
-    for start in range(0, longest - 1, chunk):
-        absorb(model, given[:, start : min(start + chunk, longest - 1)], mask, start, cache)
-    tokens = given[:, -1:]
-    for step in range(most):
-        logits = absorb(model, tokens, mask[busy], longest - 1 + step, cache)
-        logp = logits.float().log_softmax(-1)
-        top_logp, top_ids = logp.topk(settings.top)
-        chosen = choose(logp, top_ids, heat[busy], seed)
-        text[busy, step], ids_seen[busy, step] = chosen.int(), top_ids.int()
-        logp_seen[busy, step] = top_logp.half()
-        length[busy] += going
-        going &= ~torch.isin(chosen, stops)
-        count = int(going.sum())
-        if count < max(1, LEAST_BUSY * len(rows)):
-            break
-        if len(busy) - count > MOST_ENDED * len(busy):
-            busy, chosen = busy[going], chosen[going]
-            cache.batch_select_indices(going.nonzero()[:, 0])
-            going = going[going]
-        tokens = chosen[:, None]
-    if not torch.isfinite(logp_seen).all():
-        raise InputError("the target's logits are no numbers in this arithmetic", "use --weights fp32")
-    arrays = (length, text, ids_seen, logp_seen)
-    return [sample(*one) for one in zip(rows, *(a.cpu().numpy() for a in arrays), strict=True)]
+    """The answers to ((token ids, category), temperature), written side by side."""
+    prompts, heat = [ids for (ids, _), _ in rows], [temperature for _, temperature in rows]
+    most, top = settings.max_new_tokens, settings.top
+    out = write(model, prompts, heat, stop_ids, settings.rows(max(map(len, prompts))), most, top, seed)
+    tables = (table.numpy() for table in (out.length, out.text, out.top_ids, out.top_logp))
+    return [sample(*one) for one in zip(rows, *tables, strict=True)]
 
 
 @torch.inference_mode()
@@ -214,33 +173,6 @@ def seen(
         kinds = (np.array(ids, np.int32), 1, top_ids.astype(np.int32), top_logp.astype(np.float16))
         found.append(Sample(*kinds, 1.0, category))
     return found
-
-
-def absorb(model: Any, tokens: Tensor, mask: Tensor, start: int, cache: Cache) -> Tensor:
-    """Logits [rows, V] of the last of `tokens` [rows, S], which stand at columns `start`... of the mask."""
-    seen = mask[:, : start + tokens.shape[1]]
-    places = (seen.cumsum(1) - 1).clamp_min(0)[:, start:]
-    out = model(
-        input_ids=tokens,
-        attention_mask=seen,
-        position_ids=places,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return out.logits[:, -1]
-
-
-def choose(logp: Tensor, top_ids: Tensor, temperature: Tensor, seed: torch.Generator) -> Tensor:
-    """The next token of every row: the likeliest at temperature 0, else one drawn at its temperature."""
-    warm = temperature > 0
-    chosen = top_ids[:, 0].clone()
-    if warm.any():
-        below = (logp[warm] / temperature[warm, None]).softmax(-1).double().cumsum(-1)
-        drawn = torch.rand(len(below), 1, generator=seed, dtype=torch.float64).to(below.device)
-        drawn *= below[:, -1:]
-        chosen[warm] = torch.searchsorted(below, drawn, right=True)[:, 0].clamp_max(logp.shape[1] - 1)
-    return chosen
 
 
 def sample(
@@ -291,83 +223,3 @@ def unpacked(held: dict[str, np.ndarray]) -> Iterator[Sample]:
             float(held["temperatures"][i]),
             str(held["categories"][i]),
         )
-
-
-class Filled(CacheLayerMixin):
-    """A layer's keys and values in buffers of a given length: a step copies its own row only."""
-
-    is_sliding = False  # a window is in the mask
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room, self.count = room, 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Empty buffers for these heads."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = (
-            x.new_zeros(*x.shape[:2], self.room, x.shape[3]) for x in (key_states, value_states)
-        )
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Append rows [B,KV,S,d]; every row so far, as views."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        end = self.count + key_states.shape[2]
-        self.keys[:, :, self.count : end] = key_states
-        self.values[:, :, self.count : end] = value_states
-        self.count = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these texts only."""
-        self.keys, self.values = self.keys[indices], self.values[indices]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Keys that the next call will see, and the first one's number."""
-        return self.count + query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Rows so far."""
-        return self.count
-
-    def get_max_length(self) -> int:
-        """Rows that fit."""
-        return self.room
-
-
-def grouped(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention in which a group's query heads share one product, without a copy of the keys for each.
-
-    query [B,H,S,d], key and value [B,KV,n,d], boolean mask [B,1,S,n] or None for causal -> [B,S,H,d].
-    """
-    batch, heads, rows, dim = query.shape
-    kv, seen = key.shape[1], key.shape[2]
-    scale = dim**-0.5 if scaling is None else scaling
-    q = (query * scale).reshape(batch, kv, heads // kv * rows, dim)
-    scores = (q @ key.transpose(-1, -2)).view(batch, kv, heads // kv, rows, seen)
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    if attention_mask is None:
-        full = torch.ones(rows, seen, dtype=torch.bool, device=query.device)
-        attention_mask = full.tril(seen - rows)[None, None]
-    scores = scores.masked_fill(~attention_mask[:, :, None], torch.finfo(scores.dtype).min)
-    p = scores.softmax(-1).view(batch, kv, heads // kv * rows, seen)
-    out = (p @ value).view(batch, heads, rows, value.shape[-1])
-    return out.transpose(1, 2).contiguous(), None
-
-
-ALL_ATTENTION_FUNCTIONS.register(NAME, grouped)
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

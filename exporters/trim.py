@@ -20,6 +20,7 @@ from edgespec.trim_result import TrimRow
 HELD_OUT = 5  # every fifth answer
 MOST_DRAFTS = 7  # what the widest verify graph of the default export holds
 SIZES = tuple(sorted(n for power in range(9, 17) for n in (2**power, 3 * 2 ** (power - 1))))
+TOGETHER = 1024  # answers that are counted at once
 
 Logits = Callable[[Sample], np.ndarray]  # a draft's, of every written place: float32 [T, V]
 
@@ -60,9 +61,12 @@ def scores(corpora: Sequence[Corpus], vocab: int) -> np.ndarray:
     total = np.zeros(vocab)
     for corpus in corpora:
         counts = np.zeros(vocab)
-        for s in corpus.samples:
-            np.add.at(counts, s.tokens[s.prompt :], 0.5)
-            np.add.at(counts, s.top_ids, 0.5 * np.exp(s.top_logp.astype(np.float64)))
+        for start in range(0, len(corpus.samples), TOGETHER):
+            some = corpus.samples[start : start + TOGETHER]
+            counts += 0.5 * np.bincount(np.concatenate([s.tokens[s.prompt :] for s in some]), minlength=vocab)
+            seen = np.concatenate([s.top_logp.ravel() for s in some]).astype(np.float64)
+            ids = np.concatenate([s.top_ids.ravel() for s in some])
+            counts += 0.5 * np.bincount(ids, np.exp(seen), minlength=vocab)
         total += corpus.weight * counts / corpus.tokens
     return total / sum(c.weight for c in corpora)
 

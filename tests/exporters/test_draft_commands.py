@@ -58,7 +58,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_target_writes_prompts(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They begin as asked and end by themselves; a run goes on; what is excluded is left out."""
-    words = ["--count", "120", "--begin", "any,hello", "--max-new-tokens", "60", "--batch", "40"]
+    words = ["--count", "120", "--begin", "any,hello", "--max-new-tokens", "60", "--batch", "10"]
     words += ["--weights", "fp32", "--temperature", "1.5", "-q"]
     ask = ["draft", "prompts", str(made / "target"), "-o", str(tmp_path / "own"), *words]
     assert main(ask) == 0
