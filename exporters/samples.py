@@ -22,7 +22,7 @@ from edgespec.exporters.writer import write
 from edgespec.files import replaced, written_whole
 
 SETTINGS = "samples.json"
-ROUNDS = 4  # files hold so many times the prompts that are answered side by side
+ROUNDS = 2  # files hold so many times the prompts that are answered side by side
 
 
 @dataclass(frozen=True)

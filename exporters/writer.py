@@ -132,12 +132,13 @@ def enter(model: Any, cache: Cache, board: Board, free: Tensor, prompts: Sequenc
         board.entering = free[start : start + len(some)]
         board.held[board.entering] = torch.tensor([len(ids) - 1 for ids in some], device=free.device)
         if columns:
-            given = torch.zeros(len(some), columns, dtype=torch.long)  # what stands after a prompt is written over
+            given = torch.zeros(len(some), columns, dtype=torch.long)  # after a prompt: written over later
             for row, ids in enumerate(some):
                 given[row, : len(ids) - 1] = torch.tensor(list(ids)[:-1])
             places = board.column[None, :columns].expand(len(some), -1)
             given = given.to(free.device)
-            model(input_ids=given, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            more = {"position_ids": places, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+            model(input_ids=given, **more)
         start += len(some)
     board.entering = None
 
@@ -176,7 +177,7 @@ class Rows(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Keep keys and values [n,KV,S,d] of prompts that enter, or [rows,KV,1,d] of every row's next token."""
+        """Keep keys and values [n,KV,S,d] of prompts that enter, or [rows,KV,1,d] of next tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         board = self.board

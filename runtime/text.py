@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import tokenizers
-from jinja2 import nodes
+from jinja2 import Template, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -92,6 +93,20 @@ def render(template: str, messages: Sequence[Message], bos: str, eos: str = "") 
     As Transformers renders it, in a sandbox: a template is data from a checkpoint. BundleError where it
     cannot be rendered, InputError where it refuses the conversation.
     """
+    names: dict[str, Any] = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
+    try:
+        return _compiled(template).render(messages=list(messages), add_generation_prompt=True, **names)
+    except InputError:
+        raise
+    except Exception as error:  # a template is a program: it may divide by zero, or recurse
+        raise BundleError(
+            f"the chat template cannot be rendered: {error}", "use --raw, or export with another template"
+        ) from error
+
+
+@lru_cache(8)
+def _compiled(template: str) -> Template:
+    """The template's program, compiled once: that takes as long as hundreds of prompts."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
@@ -100,17 +115,7 @@ def render(template: str, messages: Sequence[Message], bos: str, eos: str = "") 
         "raise_exception": _refuse,
         "strftime_now": lambda form: datetime.datetime.now().strftime(form),
     }
-    names: dict[str, Any] = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
-    try:
-        return environment.from_string(template).render(
-            messages=list(messages), add_generation_prompt=True, **names
-        )
-    except InputError:
-        raise
-    except Exception as error:  # a template is a program: it may divide by zero, or recurse
-        raise BundleError(
-            f"the chat template cannot be rendered: {error}", "use --raw, or export with another template"
-        ) from error
+    return environment.from_string(template)
 
 
 def _refuse(message: str) -> None:
