@@ -59,12 +59,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Every command's parser; the name `profile_list` is the word `list` under the word `profile`."""
+    """Every command's parser; the name `profile_list` is the word `list` under the word `profile`, and
+    `vision_train_selector` the word `train-selector` under `vision`."""
     parser = _Parser("edgespec", description="Fixed-shape export and lossless speculative decoding.")
     words = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     groups: dict[str, Any] = {}
     for command, kind in COMMANDS:
-        group, _, name = command.__name__.rpartition("_")
+        group, _, name = command.__name__.partition("_")
+        group, name = (group, name.replace("_", "-")) if name else ("", group)
         if group and group not in groups:
             text = GROUPS[group]
             one = words.add_parser(group, help=text, description=text, allow_abbrev=False)

@@ -19,6 +19,7 @@ from edgespec import (
     commands_latency,
     commands_speculation,
     commands_trim,
+    commands_vision,
 )
 from edgespec.config import (
     BuildConfig,
@@ -270,6 +271,7 @@ COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
     *commands_trim.COMMANDS,
     *commands_latency.COMMANDS,
     *commands_bench.COMMANDS,
+    *commands_vision.COMMANDS,
 )
 # Words that stand before several commands, with their help.
-GROUPS = {**commands_draft.GROUPS, **commands_latency.GROUPS}
+GROUPS = {**commands_draft.GROUPS, **commands_latency.GROUPS, **commands_vision.GROUPS}

@@ -1,0 +1,99 @@
+"""What the commands about image encoders can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgespec.errors import InputError
+from edgespec.flags import between, check_file, check_place, flag
+from edgespec.soc import NAMES
+
+MODEL = "Hugging Face folder of an image encoder (ViT, DeiT, DINOv2, SigLIP, CLIP)"
+SELECTORS = "file of edgespec vision train-selector"
+
+
+@dataclass(frozen=True)
+class VisionTrainConfig:
+    """`edgespec vision train-selector`: which encoder, on what images, and for how long."""
+
+    model: str = flag(MODEL, positional=True)
+    images: str = flag("folder of images to learn from; every tenth is measured on instead")
+    output: str = flag("the file of selectors", short="-o")
+    steps: int = flag("steps of the optimizer", 300)
+    rate: float = flag("the highest learning rate", 3e-3)
+    batch: int = flag("images of one step", 4)
+    seed: int = flag("of the order of the images", 0)
+
+    def check(self) -> VisionTrainConfig:
+        """Itself, or an InputError for the first value that cannot work."""
+        between("steps", self.steps, 1, 2**24)
+        between("rate", self.rate, 1e-8, 1)
+        between("batch", self.batch, 1, 2**12)
+        check_place("output", self.output)
+        return self
+
+
+@dataclass(frozen=True)
+class VisionEvalConfig:
+    """`edgespec vision eval`: what pruning costs in features, by method and by part of the patches kept."""
+
+    model: str = flag(MODEL, positional=True)
+    images: str = flag("folder of images")
+    output: str = flag("folder of vision.json, and of kept.png: what the selectors chose", short="-o")
+    selectors: str = flag(SELECTORS, "")
+    keep: tuple[str, ...] = flag(
+        "parts of the patches that stay in every second layer", ("0.8", "0.6", "0.4", "0.3")
+    )
+    limit: int = flag("most images", 64)
+    pictures: int = flag("images on which kept patches are drawn", 3)
+    seed: int = flag("of the random choice", 0)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """The parts kept, as numbers."""
+        return tuple(map(float, self.keep))
+
+    def check(self) -> VisionEvalConfig:
+        """Itself, or an InputError for the first value that cannot work."""
+        try:
+            ratios = self.ratios
+        except ValueError:
+            ratios = ()
+        if not ratios or not all(0 < r < 1 for r in ratios):
+            raise InputError(
+                f"keep {','.join(self.keep)!r} is no list of parts", "write parts of 1, such as 0.8,0.5"
+            )
+        between("limit", self.limit, 1, 2**20)
+        between("pictures", self.pictures, 0, 100)
+        if self.selectors:
+            check_file("selectors", self.selectors)
+        return self
+
+
+@dataclass(frozen=True)
+class VisionExportConfig:
+    """`edgespec vision export`: which encoder, how many patches stay, and where the graph goes."""
+
+    model: str = flag(MODEL, positional=True)
+    output: str = flag("folder of vision.onnx and vision.json", short="-o")
+    selectors: str = flag(SELECTORS + "; needed where patches are left out", "")
+    keep: float = flag("part of the patches that stays in every second layer; 1: all", 1.0)
+    flops: float = flag(
+        "part of the layers' FLOPs instead: each layer keeps what serves best; needs --images", 0.0
+    )
+    images: str = flag("folder of images: to choose by, and to check the graph with", "")
+    soc: str = flag("compile for this Qualcomm chip too", "", choices=("", *NAMES))
+
+    def check(self) -> VisionExportConfig:
+        """Itself, or an InputError for the first value that cannot work."""
+        between("keep", self.keep, 0.01, 1)
+        between("flops", self.flops, 0, 1)
+        if self.flops and self.keep < 1:
+            raise InputError("keep and flops both say how many patches stay", "give one of them")
+        if self.flops and not self.images:
+            raise InputError("what each layer keeps is chosen on images", "give a folder with --images")
+        if (self.flops or self.keep < 1) and not self.selectors:
+            raise InputError("patches are chosen by selectors", "train them: edgespec vision train-selector")
+        if self.selectors:
+            check_file("selectors", self.selectors)
+        return self

@@ -1,0 +1,192 @@
+"""Token selective attention: in every second layer only chosen tokens take part, the others bypass it.
+
+ToSA (arXiv 2406.08816): a selector reads a standard layer's QK' and tells the next layer's attention, and the
+tokens that it attends to most take part in that layer. Beside it what it is measured against: a random
+choice, the largest tokens, the true attention, and merging (ToMe). Every token leaves the network, and all
+shapes are fixed. Knows encoders, nothing of training or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgespec.errors import InputError
+from edgespec.exporters.vision_encoder import Encoder, Layer, attention_of
+
+KERNEL = 3  # of the selector's convolutions, along the keys
+SHIFT = 8.0  # what a fresh selector adds before its ReLU: more than most attention logits fall below zero
+
+
+class Selector(nn.Module):
+    """QK' [B,H,N,N] of a layer -> the logarithm of the next layer's attention, [B,H,N,N].
+
+    Two convolutions along the keys with a ReLU between, channels being heads, then log-softmax. The paper
+    gives neither kernel nor width; here KERNEL and the layer's own number of heads. Its input is scaled by
+    d^-1/2, so that one learning rate suits heads of all sizes.
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(heads, heads, KERNEL, padding=KERNEL // 2)
+        self.second = nn.Conv1d(heads, heads, KERNEL, padding=KERNEL // 2)
+        with (
+            torch.no_grad()
+        ):  # begins near the layer's own attention, shifted so that the ReLU lets it through
+            for conv, shift in ((self.first, SHIFT), (self.second, 0.0)):
+                conv.weight.mul_(0.1)
+                conv.weight[:, :, KERNEL // 2] += torch.eye(heads)
+                conv.bias.fill_(shift)
+
+    def forward(self, scores: Tensor, dim: int) -> Tensor:
+        """The prediction, from scores of heads of `dim` numbers."""
+        batch, heads, rows, keys = scores.shape
+        x = (scores * dim**-0.5).transpose(1, 2).reshape(batch * rows, heads, keys)
+        x = self.second(torch.relu(self.first(x)))
+        return x.view(batch, rows, heads, keys).transpose(1, 2).log_softmax(-1)
+
+
+Importance = Callable[[int, Layer, Tensor, Tensor], Tensor]  # layer's number, layer, tokens, scores before it
+
+
+def received(attention: Tensor) -> Tensor:
+    """How much of the attention [B,H,N,N] every token receives, [B,N]: the mean of heads and queries."""
+    return attention.mean((1, 2))
+
+
+def by_selector(selectors: Mapping[int, Selector]) -> Importance:
+    """ToSA's importance; `selectors` by the number of the layer that they prune."""
+
+    def importance(number: int, layer: Layer, x: Tensor, scores: Tensor) -> Tensor:
+        return received(selectors[number](scores, x.shape[-1] // layer.heads).exp())
+
+    return importance
+
+
+def by_truth(number: int, layer: Layer, x: Tensor, scores: Tensor) -> Tensor:
+    """The next layer's own attention: what a selector predicts, at the price of computing it."""
+    q, k = layer.split(layer.q(layer.norm1(x))), layer.keys(x)
+    return received(attention_of(q @ k.transpose(-1, -2), q.shape[-1]))
+
+
+def by_previous(number: int, layer: Layer, x: Tensor, scores: Tensor) -> Tensor:
+    """The attention before it as it is: a selector that has learned nothing."""
+    return received(attention_of(scores, x.shape[-1] // layer.heads))
+
+
+def by_norm(number: int, layer: Layer, x: Tensor, scores: Tensor) -> Tensor:
+    """The length of the tokens."""
+    return x.norm(dim=-1)
+
+
+def by_chance(seed: int) -> Importance:
+    """A random choice, another one in every layer, the same for every image."""
+
+    def importance(number: int, layer: Layer, x: Tensor, scores: Tensor) -> Tensor:
+        draw = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        return torch.rand(x.shape[1], generator=draw).expand(len(x), -1)
+
+    return importance
+
+
+class Pruned(nn.Module):
+    """An encoder in which `keeps` patches take part in the layers named; class and register tokens always do.
+
+    keeps: {layer's number: patches}. A layer before a pruned one is whole, since its QK' is read. Its call is
+    an Encoder's; `importance` is one of this file's.
+    """
+
+    def __init__(self, encoder: Encoder, keeps: Mapping[int, int], importance: Importance) -> None:
+        super().__init__()
+        self.encoder, self.keeps, self.importance = encoder, dict(keeps), importance
+        check_keeps(encoder, self.keeps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels [B,3,S,S] -> tokens [B,N,D]."""
+        x, scores = self.encoder.embed(pixels), None
+        for number, layer in enumerate(self.encoder.layers):
+            if number in self.keeps and scores is not None:
+                x = self.through(number, layer, x, scores)
+            else:
+                x, scores = layer(x)
+        return self.encoder.last(x)
+
+    def through(self, number: int, layer: Any, x: Tensor, scores: Tensor) -> Tensor:
+        """The layer over the chosen tokens; the others as they were."""
+        index = self.chosen(number, layer, x, scores)[..., None].expand(-1, -1, x.shape[-1])
+        taking_part, _ = layer(x.gather(1, index))
+        return x.scatter(1, index, taking_part)
+
+    def chosen(self, number: int, layer: Any, x: Tensor, scores: Tensor) -> Tensor:
+        """Places [B, prefix + keeps] of the tokens that take part."""
+        prefix = self.encoder.prefix
+        rank = self.importance(number, layer, x, scores)[:, prefix:]
+        best = rank.topk(self.keeps[number], 1).indices + prefix
+        return torch.cat([torch.arange(prefix, device=x.device).expand(len(x), -1), best], 1)
+
+
+class Merged(Pruned):
+    """Token merging (ToMe, arXiv 2210.09461) in the place of a choice: alike patches take part as one.
+
+    Patches are parted into two halves; those of the first that are most like one of the second (cosine of
+    the mean key) join it, weighted by how many they are. After the layer each gets its group's change. At
+    most half of the patches can be merged in one layer.
+    """
+
+    def through(self, number: int, layer: Any, x: Tensor, scores: Tensor) -> Tensor:
+        """The layer over merged tokens, the change handed back to all."""
+        prefix = self.encoder.prefix
+        gone = min(self.encoder.patches - self.keeps[number], self.encoder.patches // 2)
+        key = nn.functional.normalize(layer.keys(x).mean(1)[:, prefix:], dim=-1)
+        like, partner = (key[:, ::2] @ key[:, 1::2].transpose(1, 2)).max(-1)
+        first = like.topk(gone, 1).indices  # of the first half, the places that join
+        rows = torch.arange(len(x))[:, None]
+        place = torch.arange(x.shape[1]).repeat(len(x), 1)  # where each token's group stands
+        place[rows, prefix + 2 * first] = prefix + 2 * partner.gather(1, first) + 1
+        total = torch.zeros_like(x).scatter_add(1, place[..., None].expand_as(x), x)
+        count = torch.zeros_like(x[..., 0]).scatter_add(1, place, torch.ones_like(x[..., 0]))
+        left = (count > 0).nonzero()[:, 1].view(len(x), -1)
+        merged = (total / count.clamp_min(1)[..., None]).gather(
+            1, left[..., None].expand(-1, -1, x.shape[-1])
+        )
+        change = torch.zeros_like(x)
+        change[rows, left] = layer(merged)[0] - merged
+        return x + change.gather(1, place[..., None].expand_as(x))
+
+
+def check_keeps(encoder: Encoder, keeps: Mapping[int, int]) -> None:
+    """InputError where layers cannot be pruned so."""
+    for number, count in keeps.items():
+        if not 0 < number < len(encoder.layers) or number - 1 in keeps:
+            raise InputError(
+                f"layer {number} cannot be pruned: the layer before it is read",
+                f"prune layers of 1..{len(encoder.layers) - 1} with a whole one before each",
+            )
+        if not 0 < count <= encoder.patches:
+            raise InputError(f"layer {number} keeps {count} patches", f"keep 1 to {encoder.patches}")
+
+
+def evenly(encoder: Encoder, ratio: float) -> dict[int, int]:
+    """The same part of the patches in every second layer; none where all of them stay."""
+    if ratio >= 1:
+        return {}
+    count = max(1, round(ratio * encoder.patches))
+    return {number: count for number in range(1, len(encoder.layers), 2)}
+
+
+def flops(encoder: Encoder, keeps: Mapping[int, int], selecting: bool = True) -> int:
+    """Multiplications and additions of one image's layers, 2 a product; norms and the embedding left out.
+
+    `selecting`: with the selectors' convolutions.
+    """
+    total = 0
+    for number, layer in enumerate(encoder.layers):
+        tokens = encoder.prefix + keeps.get(number, encoder.patches)
+        linear = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
+        total += 2 * tokens * linear + 4 * tokens**2 * layer.q.out_features
+        if selecting and number in keeps:
+            total += 2 * encoder.tokens**2 * 2 * KERNEL * layer.heads**2
+    return total

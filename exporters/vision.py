@@ -1,0 +1,331 @@
+"""The work of `edgespec vision`: an image encoder's selectors, what pruning costs it, and its graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from edgespec.config_vision import VisionEvalConfig, VisionExportConfig, VisionTrainConfig
+from edgespec.errors import InputError
+from edgespec.exporters import selector_training
+from edgespec.exporters.commit import exported
+from edgespec.exporters.images import Pixels, image_files, open_image
+from edgespec.exporters.tosa import (
+    Importance,
+    Merged,
+    Pruned,
+    by_chance,
+    by_norm,
+    by_previous,
+    by_selector,
+    by_truth,
+    evenly,
+    flops,
+)
+from edgespec.exporters.vision_encoder import FAMILIES, Encoder, encoder_of
+from edgespec.files import replaced, written_whole
+from edgespec.spec import TensorSpec
+
+GRAPH, FACTS, WEIGHTS = "vision.onnx", "vision.json", "model.safetensors"
+INSIDE = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}  # a whole model's image encoder
+HELD_OUT = 10  # every tenth image is measured on and not learned
+MEASURED = 16  # images that a choice or a check is made with
+STEPS = (
+    0.85,
+    0.7,
+    0.55,
+    0.4,
+    0.3,
+    0.2,
+)  # parts of the patches that a layer may keep, where FLOPs are shared out
+
+
+def open_encoder(word: str) -> tuple[Encoder, Pixels, str]:
+    """An encoder for images of its processor's size, the processor, and the weights' SHA-256."""
+    folder = Path(word)
+    if not (folder / "config.json").is_file() or not (folder / WEIGHTS).is_file():
+        hint = "name a Hugging Face folder of an image encoder"
+        raise InputError(f"{folder} holds no config.json and {WEIGHTS}", hint)
+    pixels = Pixels(folder)
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        kind = getattr(transformers, INSIDE[config.model_type]) if config.model_type in INSIDE else None
+        if kind is None and config.model_type not in FAMILIES:
+            raise InputError(
+                f"{config.model_type} is no image encoder known here", f"use one of: {', '.join(FAMILIES)}"
+            )
+        model = (kind or transformers.AutoModel).from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"{folder.name} is no model that can be read ({first})", "download it again"
+        ) from None
+    return encoder_of(model, pixels.size), pixels, sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+
+
+def train_selector(config: VisionTrainConfig, progress: Any) -> dict[str, Any]:
+    """Train the selectors and write their file; what they learned."""
+    with progress.stage("encoder"):
+        encoder, pixels, digest = open_encoder(config.model)
+    files = image_files(Path(config.images))
+    held_out, learned = files[::HELD_OUT][:MEASURED], [f for i, f in enumerate(files) if i % HELD_OUT]
+    if not learned:
+        raise InputError(f"{config.images} holds {len(files)} images", "two at least are needed")
+    test = prepared(pixels, held_out)
+    selectors = selector_training.fresh(encoder, config.seed)
+    with progress.stage("held-out images, before"):
+        before, first = measured(encoder, selectors, test)
+    with progress.stage("training") as advance:
+        losses = selector_training.train(
+            encoder, selectors, endless(pixels, learned, config), config.rate, config.steps, advance
+        )
+    with progress.stage("held-out images, after"):
+        after, last = measured(encoder, selectors, test)
+    facts = {
+        "images": len(learned),
+        "held_out": len(held_out),
+        "steps": len(losses),
+        "kl_before": before,
+        "kl_after": after,
+        "overlap_before": first,
+        "overlap_after": last,
+    }
+    selector_training.write(Path(config.output), selectors, digest, facts)
+    return facts
+
+
+@torch.no_grad()
+def measured(encoder: Encoder, selectors: Mapping[int, Any], test: Tensor) -> tuple[float, float]:
+    """The loss on images, and the part of the true choice of one half that the selectors make too."""
+    losses = [float(selector_training.loss_of(encoder, selectors, one)) for one in test.split(4)]
+    same = [selector_training.overlap(encoder, selectors, one, 0.5) for one in test.split(4)]
+    return float(np.mean(losses)), float(np.mean(same))
+
+
+def endless(pixels: Pixels, files: Sequence[Path], config: VisionTrainConfig) -> Iterator[Tensor]:
+    """Batches of the images, shuffled anew in every epoch."""
+    draw = np.random.default_rng(config.seed)
+    while True:
+        order = draw.permutation(len(files))
+        for start in range(0, len(order), config.batch):
+            yield prepared(pixels, [files[i] for i in order[start : start + config.batch]])
+
+
+def prepared(pixels: Pixels, files: Sequence[Path]) -> Tensor:
+    """[n,3,S,S] of image files."""
+    return pixels([open_image(path) for path in files])
+
+
+@torch.no_grad()
+def evaluate(config: VisionEvalConfig, progress: Any) -> dict[str, Any]:
+    """Features of the pruned encoder beside the whole one's, for every method and part of the patches kept.
+
+    `similarity` is the mean cosine of a token's features, `worst` that of the worst image; `flops` is the
+    part of the whole layers' FLOPs.
+    """
+    with progress.stage("encoder"):
+        encoder, pixels, digest = open_encoder(config.model)
+        files = image_files(Path(config.images))[: config.limit]
+        test = prepared(pixels, files)
+        whole = torch.cat([encoder(one) for one in test.split(4)])
+    methods: dict[str, Importance] = {
+        "random": by_chance(config.seed),
+        "norm": by_norm,
+        "previous": by_previous,
+        "true": by_truth,
+    }
+    selectors = None
+    if config.selectors:
+        selectors = selector_training.read(Path(config.selectors), encoder, digest)
+        methods = {"tosa": by_selector(selectors)} | methods
+    rows = []
+    with progress.stage("methods") as advance:
+        total = len(config.ratios) * (len(methods) + 1)
+        for ratio in config.ratios:
+            keeps = evenly(encoder, ratio)
+            ways: dict[str, Pruned] = {n: Pruned(encoder, keeps, by) for n, by in methods.items()}
+            for name, way in (ways | {"merged": Merged(encoder, keeps, by_norm)}).items():
+                part = flops(encoder, keeps, name == "tosa") / flops(encoder, {})
+                rows.append({"method": name, "keep": ratio, "flops": part} | likeness(way, test, whole))
+                advance(len(rows), total)
+    if selectors and config.pictures:
+        shown = Pruned(encoder, evenly(encoder, min(config.ratios)), by_selector(selectors))
+        draw_kept(shown, test[: config.pictures], Path(config.output))
+    return {"images": len(files), "tokens": encoder.tokens, "rows": rows}
+
+
+def likeness(way: nn.Module, test: Tensor, whole: Tensor) -> dict[str, float]:
+    """How like a pruned encoder's features are to the whole one's: the mean, and the worst image's mean."""
+    found = torch.cat([way(one) for one in test.split(4)])
+    images = torch.cosine_similarity(found, whole, dim=-1).mean(1)
+    return {"similarity": float(images.mean()), "worst": float(images.min())}
+
+
+def draw_kept(way: Pruned, test: Tensor, folder: Path) -> None:
+    """kept.png: every image once a pruned layer, with the patches that bypass it darkened."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    side, size = way.encoder.side, way.encoder.size
+    figure, axes = pyplot.subplots(
+        len(test), len(way.keeps), figsize=(1.7 * len(way.keeps), 1.9 * len(test)), squeeze=False
+    )
+    for row, image in enumerate(test):
+        shown = (image - image.amin()) / (image.amax() - image.amin()).clamp_min(1e-6)
+        for axis, (number, chosen) in zip(axes[row], kept_of(way, image[None]).items(), strict=True):
+            mask = torch.zeros(side * side)
+            mask[chosen[0, way.encoder.prefix :] - way.encoder.prefix] = 1.0
+            mask = (
+                mask.view(1, 1, side, side)
+                .repeat_interleave(size // side, 2)
+                .repeat_interleave(size // side, 3)
+            )
+            axis.imshow((shown * (0.2 + 0.8 * mask[0])).permute(1, 2, 0).numpy())
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(f"layer {number}", fontsize=8)
+    figure.tight_layout()
+    replaced(folder / "kept.png", lambda path: figure.savefig(path, format="png", dpi=90))
+    pyplot.close(figure)
+
+
+def kept_of(way: Pruned, pixels: Tensor) -> dict[int, Tensor]:
+    """{layer: places of the tokens that take part [B, prefix + keep]}."""
+    found: dict[int, Tensor] = {}
+    x, scores = way.encoder.embed(pixels), torch.empty(0)
+    for number, layer in enumerate(way.encoder.layers):
+        if number in way.keeps:
+            found[number] = way.chosen(number, layer, x, scores)
+            x = way.through(number, layer, x, scores)
+        else:
+            x, scores = layer(x)
+    return found
+
+
+@torch.no_grad()
+def shared_out(encoder: Encoder, by: Importance, test: Tensor, part: float) -> dict[int, int]:
+    """What every second layer keeps, so that the layers need at most `part` of their FLOPs.
+
+    Each layer's loss of likeness is measured with that layer alone pruned, for each of STEPS; then always
+    that layer goes a step down which loses least for a FLOP saved. InputError where no step is left.
+    """
+    whole, limit = torch.cat([encoder(one) for one in test.split(4)]), part * flops(encoder, {})
+    counts = [encoder.patches, *(max(1, round(ratio * encoder.patches)) for ratio in STEPS)]
+    lost: dict[int, list[float]] = {}
+    for number in range(1, len(encoder.layers), 2):
+        ways = (Pruned(encoder, {number: count}, by) for count in counts[1:])
+        lost[number] = [0.0, *(1 - likeness(way, test, whole)["similarity"] for way in ways)]
+    level = dict.fromkeys(lost, 0)
+
+    def keeps(at: Mapping[int, int]) -> dict[int, int]:
+        return {number: counts[step] for number, step in at.items() if step}
+
+    while flops(encoder, keeps(level)) > limit:
+        now = flops(encoder, keeps(level))
+        prices = {}
+        for number, step in level.items():
+            if step + 1 < len(counts):
+                saved = now - flops(encoder, keeps(level | {number: step + 1}))
+                price = (lost[number][step + 1] - lost[number][step]) / saved if saved > 0 else 0.0
+                prices[number] = price
+        if not prices:
+            least = now / flops(encoder, {})
+            raise InputError(f"the layers need {least:.0%} of their FLOPs at least", "give a larger --flops")
+        best = min(prices, key=lambda number: (prices[number], number))
+        level[best] += 1
+    return keeps(level)
+
+
+def export(config: VisionExportConfig, progress: Any) -> dict[str, Any]:
+    """Write the encoder's graph and its facts; the facts, with how far it is from PyTorch's numbers."""
+    with progress.stage("encoder"):
+        encoder, pixels, digest = open_encoder(config.model)
+        selectors = (
+            selector_training.read(Path(config.selectors), encoder, digest) if config.selectors else {}
+        )
+        test = prepared(pixels, image_files(Path(config.images))[:MEASURED]) if config.images else None
+    keeps = evenly(encoder, config.keep)
+    if config.flops and test is not None:
+        with progress.stage("what each layer keeps"):
+            keeps = shared_out(encoder, by_selector(selectors), test, config.flops)
+    way: nn.Module = Chosen(encoder, keeps, selectors) if keeps else encoder
+    size, dim = encoder.size, encoder.table.shape[-1]
+    inputs = (TensorSpec("pixels", "float32", (1, 3, size, size)),)
+    outputs = (TensorSpec("features", "float32", (1, encoder.tokens, dim)),)
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    with progress.stage("graph"), torch.no_grad():
+        model = exported(way, inputs, outputs)
+        replaced(folder / GRAPH, lambda path: ir.save(model, path))
+    with progress.stage("check"):
+        images = torch.randn(2, 3, size, size) if test is None else test[:4]
+        off = furthest(folder / GRAPH, way, images)
+    facts = {
+        "model_sha256": digest,
+        "size": size,
+        "tokens": encoder.tokens,
+        "prefix": encoder.prefix,
+        "keeps": {str(n): count for n, count in keeps.items()},
+        "flops": flops(encoder, keeps),
+        "flops_whole": flops(encoder, {}),
+        "furthest_from_pytorch": off,
+    }
+    if test is not None and keeps:
+        with torch.no_grad():
+            facts |= likeness(way, test, torch.cat([encoder(one) for one in test.split(4)]))
+    if config.soc:
+        facts["compiled"] = compiled(folder / GRAPH, config.soc, progress)
+    written_whole(folder / FACTS, json.dumps(facts, indent=1) + "\n")
+    return facts
+
+
+class Chosen(Pruned):
+    """A pruned encoder that holds its selectors, as an export needs it."""
+
+    def __init__(
+        self, encoder: Encoder, keeps: Mapping[int, int], selectors: Mapping[int, nn.Module]
+    ) -> None:
+        super().__init__(encoder, keeps, by_selector(dict(selectors)))  # type: ignore[arg-type]
+        self.selectors = nn.ModuleDict({str(number): selectors[number] for number in keeps})
+
+
+@torch.no_grad()
+def furthest(graph: Path, way: nn.Module, images: Tensor) -> float:
+    """The largest difference between ONNX Runtime's features and PyTorch's, of the largest feature's size."""
+    session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for image in images:
+        ours = session.run(None, {"pixels": image[None].numpy()})[0]
+        theirs = way(image[None]).numpy()
+        worst = max(worst, float(np.abs(ours - theirs).max() / np.abs(theirs).max()))
+    return worst
+
+
+def compiled(graph: Path, soc: str, progress: Any) -> dict[str, Any]:
+    """What Qualcomm's compiler makes of the graph; InputError where it refuses a part of it."""
+    from edgespec.exporters.qualcomm import COMPILER, outcome
+    from edgespec.soc import SOCS
+
+    with progress.stage(f"compile for {soc}"):
+        found = outcome(graph, SOCS[soc])
+    if found.refusal:
+        raise InputError(f"Qualcomm's compiler refuses the graph: {found.refusal}", "leave --soc out")
+    return {"soc": soc, "compiler": COMPILER, "nodes": found.nodes}

@@ -1,0 +1,144 @@
+"""Token selective attention against its definition; what it is compared with does what its paper says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from edgespec.errors import InputError
+from edgespec.exporters.tosa import (
+    Merged,
+    Pruned,
+    Selector,
+    by_chance,
+    by_norm,
+    by_previous,
+    by_selector,
+    by_truth,
+    evenly,
+    flops,
+    received,
+)
+from edgespec.exporters.vision_encoder import Encoder, attention_of, encoder_of
+from tests.helpers.tiny_vision import SIZE, model
+
+PIXELS = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+WAYS: dict[str, Callable] = {
+    "selector": by_selector({1: Selector(2), 3: Selector(2)}),
+    "true": by_truth,
+    "previous": by_previous,
+    "norm": by_norm,
+    "chance": by_chance(0),
+}
+
+
+def encoder(family: str = "dinov2_with_registers") -> Encoder:
+    return encoder_of(model(family))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@torch.no_grad()
+def test_a_pruned_layer_is_the_layer_over_the_chosen_tokens_alone(way: str) -> None:
+    """One layer by hand: the tokens that are not chosen leave as they came, the others as if alone."""
+    whole = encoder()
+    pruned = Pruned(whole, {1: 5, 3: 7}, WAYS[way])
+    x, scores = whole.layers[0](whole.embed(PIXELS))
+    index = pruned.chosen(1, whole.layers[1], x, scores)
+    assert index.shape == (2, whole.prefix + 5)
+    assert index[:, : whole.prefix].tolist() == [list(range(whole.prefix))] * 2
+    out = pruned.through(1, whole.layers[1], x, scores)
+    for image in range(2):
+        chosen = index[image].tolist()
+        assert len(set(chosen)) == len(chosen)
+        alone, _ = whole.layers[1](x[image : image + 1, chosen])
+        torch.testing.assert_close(out[image, chosen], alone[0], atol=1e-5, rtol=1e-5)
+        others = [i for i in range(whole.tokens) if i not in chosen]
+        assert torch.equal(out[image, others], x[image, others])
+
+
+@torch.no_grad()
+def test_the_choice_is_of_the_most_attended() -> None:
+    whole = encoder()
+    x, scores = whole.layers[0](whole.embed(PIXELS))
+    true = attention_of(whole.layers[1](x)[1], 16).mean((1, 2))
+    torch.testing.assert_close(by_truth(1, whole.layers[1], x, scores), true)
+    index = Pruned(whole, {1: 4}, by_truth).chosen(1, whole.layers[1], x, scores)[:, whole.prefix :]
+    for image in range(2):
+        rest = set(range(whole.prefix, whole.tokens)) - set(index[image].tolist())
+        assert true[image, index[image]].min() >= max(float(true[image, i]) for i in rest)
+
+
+@pytest.mark.parametrize("kind", [Pruned, Merged])
+@torch.no_grad()
+def test_all_patches_kept_is_the_whole_encoder(kind: type[Pruned]) -> None:
+    whole = encoder("vit")
+    keeps = {1: whole.patches, 3: whole.patches}
+    torch.testing.assert_close(kind(whole, keeps, by_norm)(PIXELS), whole(PIXELS), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_selector_predicts_rows_that_sum_to_one_and_does_not_mix_queries() -> None:
+    torch.manual_seed(0)
+    selector, scores = Selector(2), torch.randn(2, 2, 9, 9)
+    found = selector(scores, 16)
+    assert found.shape == scores.shape
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(2, 2, 9))
+    changed = scores.clone()
+    changed[:, :, 4] += 1.5 * torch.randn(2, 2, 9)
+    same = [i for i in range(9) if i != 4]
+    torch.testing.assert_close(selector(changed, 16)[:, :, same], found[:, :, same])
+    assert not torch.allclose(selector(changed, 16)[:, :, 4], found[:, :, 4], atol=1e-3)
+    assert received(found.exp()).sum(1).allclose(torch.ones(2))
+
+
+@torch.no_grad()
+def test_merging_two_equal_patches_changes_them_alike() -> None:
+    """Two patches with one content are one token; apart from their number in the softmax nothing is lost."""
+    whole = encoder("vit")
+    merged = Merged(whole, {1: whole.patches - 1}, by_norm)
+    x = whole.embed(PIXELS)[:1]
+    x[0, whole.prefix] = x[0, whole.prefix + 1]
+    out = merged.through(1, whole.layers[1], x, torch.empty(0))
+    torch.testing.assert_close(out[0, whole.prefix], out[0, whole.prefix + 1])
+    one = torch.cat([x[:, : whole.prefix], x[:, whole.prefix + 1 :]], 1)  # without the double
+    torch.testing.assert_close(
+        out[:, whole.prefix + 1 :], whole.layers[1](one)[0][:, whole.prefix :], atol=1e-5, rtol=1e-4
+    )
+
+
+def test_flops_are_those_of_every_product() -> None:
+    """Counted again by PyTorch's own counter of the run itself."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    whole = encoder()
+    for keeps in ({}, evenly(whole, 0.5), {1: 3}):
+        way = Pruned(whole, keeps, by_norm)
+        x = whole.embed(PIXELS[:1])
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            scores = torch.empty(0)
+            for number, layer in enumerate(whole.layers):
+                if number in keeps:
+                    x = way.through(number, layer, x, scores)
+                else:
+                    x, scores = layer(x)
+        assert flops(whole, keeps, selecting=False) == counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Selector(2)(torch.randn(1, 2, whole.tokens, whole.tokens), 16)
+    assert flops(whole, {1: 3}) - flops(whole, {1: 3}, selecting=False) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "keeps, said",
+    [
+        ({0: 4}, "layer 0 cannot"),
+        ({1: 4, 2: 4}, "layer 2 cannot"),
+        ({9: 4}, "layer 9"),
+        ({1: 0}, "keeps 0"),
+        ({1: 17}, "keeps 17"),
+    ],
+)
+def test_what_is_refused(keeps: dict[int, int], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Pruned(encoder(), keeps, by_norm)

@@ -1,0 +1,205 @@
+"""The commands about image encoders, from a folder of images to a graph that a runtime runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from PIL import Image
+
+from edgespec.cli import main
+from edgespec.exporters import selector_training
+from edgespec.exporters.images import open_image
+from edgespec.exporters.tosa import by_selector, flops
+from edgespec.exporters.vision import Chosen, open_encoder, prepared, shared_out
+from tests.helpers import tiny_vision
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model, images and selectors.safetensors."""
+    base = tmp_path_factory.mktemp("vision")
+    tiny_vision.folder(base / "model")
+    tiny_vision.images(base / "images")
+    words = ["--steps", "60", "--rate", "0.02", "--batch", "4", "-q"]
+    asked = [str(base / "model"), "--images", str(base / "images"), "-o", str(base / "selectors.safetensors")]
+    assert main(["vision", "train-selector", *asked, *words]) == 0
+    return base
+
+
+def test_a_selector_learns_the_next_attention(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """KL to the true attention falls well below that of the attention before it; one seed, one file."""
+    again = made / "again.safetensors"
+    words = ["--steps", "60", "--rate", "0.02", "--batch", "4", "--json", "-q"]
+    assert (
+        main(
+            [
+                "vision",
+                "train-selector",
+                str(made / "model"),
+                "--images",
+                str(made / "images"),
+                "-o",
+                str(again),
+                *words,
+            ]
+        )
+        == 0
+    )
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kl_after"] < 0.8 * facts["kl_before"] and 0 < facts["overlap_after"] <= 1
+    assert again.read_bytes() == (made / "selectors.safetensors").read_bytes()
+
+
+def test_eval_says_what_each_way_costs(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = made / "eval"
+    words = ["--selectors", str(made / "selectors.safetensors"), "--keep", "0.75,0.25", "-q", "--json"]
+    assert (
+        main(
+            ["vision", "eval", str(made / "model"), "--images", str(made / "images"), "-o", str(out), *words]
+        )
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert json.loads((out / "vision.json").read_text())["rows"] == found["rows"]
+    rows = {(r["method"], r["keep"]): r for r in found["rows"]}
+    assert {m for m, _ in rows} == {"tosa", "random", "norm", "previous", "true", "merged"}
+    for method in ("tosa", "true", "norm"):
+        assert rows[method, 0.25]["similarity"] < rows[method, 0.75]["similarity"] < 1
+        assert rows[method, 0.25]["flops"] < rows[method, 0.75]["flops"] < 1
+    with Image.open(out / "kept.png") as picture:
+        assert picture.width > 100
+
+
+@pytest.mark.parametrize("words", [[], ["--keep", "0.5"], ["--flops", "0.8"]], ids=["whole", "keep", "flops"])
+def test_a_graph_gives_the_encoders_features(made: Path, tmp_path: Path, words: list[str]) -> None:
+    """ONNX Runtime against PyTorch on the images, all shapes fixed, no weights outside of the file."""
+    given = ["--selectors", str(made / "selectors.safetensors"), "--images", str(made / "images")]
+    assert (
+        main(["vision", "export", str(made / "model"), "-o", str(tmp_path / "out"), *given, *words, "-q"])
+        == 0
+    )
+    facts = json.loads((tmp_path / "out" / "vision.json").read_text())
+    assert facts["furthest_from_pytorch"] < 1e-5
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["vision.json", "vision.onnx"]
+    encoder, pixels, digest = open_encoder(str(made / "model"))
+    selectors = selector_training.read(made / "selectors.safetensors", encoder, digest)
+    keeps = {int(n): count for n, count in facts["keeps"].items()}
+    assert bool(keeps) == bool(words) and facts["flops"] == flops(encoder, keeps)
+    if "--flops" in words:
+        assert facts["flops"] <= 0.8 * facts["flops_whole"]
+    graph = onnx.load(tmp_path / "out" / "vision.onnx")
+    onnx.checker.check_model(graph, full_check=True)
+    shapes = [
+        [d.dim_value for d in v.type.tensor_type.shape.dim] for v in (*graph.graph.input, *graph.graph.output)
+    ]
+    assert shapes == [[1, 3, 28, 28], [1, encoder.tokens, 32]]
+    assert not any(
+        value.type.tensor_type.shape.dim[i].dim_param
+        for value in graph.graph.value_info
+        for i in range(len(value.type.tensor_type.shape.dim))
+    )
+    session = ort.InferenceSession(tmp_path / "out" / "vision.onnx", providers=["CPUExecutionProvider"])
+    images = prepared(pixels, sorted((made / "images").glob("*.png"))[:3])
+    way = Chosen(encoder, keeps, selectors) if keeps else encoder
+    for image in images:
+        features = session.run(None, {"pixels": image[None].numpy()})[0]
+        with torch.no_grad():
+            np.testing.assert_allclose(features, way(image[None]).numpy(), atol=2e-5, rtol=1e-4)
+
+
+def test_flops_are_taken_where_they_cost_least(made: Path) -> None:
+    """Sharing out is no worse than the same part everywhere, and never over its limit."""
+    encoder, pixels, digest = open_encoder(str(made / "model"))
+    by = by_selector(selector_training.read(made / "selectors.safetensors", encoder, digest))
+    test = prepared(pixels, sorted((made / "images").glob("*.png")))
+    for part in (0.95, 0.85, 0.75):
+        keeps = shared_out(encoder, by, test, part)
+        assert flops(encoder, keeps) <= part * flops(encoder, {})
+    assert shared_out(encoder, by, test, 1.0) == {}
+
+
+def test_a_real_encoders_graph_compiles_for_a_phone(made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_qnn", reason="edgespec[qnn] is not installed")
+    given = ["--selectors", str(made / "selectors.safetensors"), "--keep", "0.5", "--soc", "8-elite"]
+    assert main(["vision", "export", str(made / "model"), "-o", str(tmp_path / "out"), *given, "-q"]) == 0
+    facts = json.loads((tmp_path / "out" / "vision.json").read_text())
+    assert facts["compiled"]["soc"] == "8-elite" and facts["compiled"]["nodes"] >= 1
+
+
+def test_images_of_all_kinds_are_made_rgb(tmp_path: Path) -> None:
+    array = np.zeros((20, 30, 3), np.uint8)
+    array[:, :15] = (200, 20, 20)
+    plain = Image.fromarray(array)
+    turned = plain.getexif()
+    turned[0x0112] = 6  # to be turned a quarter
+    plain.save(tmp_path / "turned.jpg", exif=turned)
+    assert open_image(tmp_path / "turned.jpg").size == (20, 30)
+    plain.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    red = np.asarray(open_image(tmp_path / "cmyk.jpg"))[10, 5]
+    assert np.abs(red.astype(int) - (200, 20, 20)).max() < 40
+    clear = plain.convert("RGBA")
+    clear.putalpha(0)
+    clear.save(tmp_path / "clear.png")
+    assert np.asarray(open_image(tmp_path / "clear.png")).min() == 255
+    plain.convert("L").save(tmp_path / "grey.png")
+    Image.fromarray(np.zeros((20, 30), np.uint16)).save(tmp_path / "deep.png")
+    for name in ("grey.png", "deep.png"):
+        assert open_image(tmp_path / name).mode == "RGB"
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["vision", *words]) == 2
+    return capsys.readouterr().err
+
+
+def test_bad_images(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = str(made / "model"), str(tmp_path / "out")
+    assert "is no folder of images" in refused(
+        ["eval", model, "--images", str(tmp_path / "no"), "-o", out], capsys
+    )
+    folder = tmp_path / "images"
+    folder.mkdir()
+    assert "holds no images" in refused(["eval", model, "--images", str(folder), "-o", out], capsys)
+    (folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    assert "a.png is no image" in refused(["eval", model, "--images", str(folder), "-o", out], capsys)
+    whole = (made / "images" / "00.png").read_bytes()
+    (folder / "a.png").write_bytes(whole[: len(whole) // 2])
+    assert "a.png is no image" in refused(["eval", model, "--images", str(folder), "-o", out], capsys)
+    Image.new("1", (30_000, 30_000)).save(folder / "a.png")  # 110 kB that would be 2.7 GB
+    assert "a.png is too large" in refused(["eval", model, "--images", str(folder), "-o", out], capsys)
+    Image.new("1", (9_000, 9_000)).save(folder / "a.png")
+    assert "(9000 x 9000 pixels)" in refused(["eval", model, "--images", str(folder), "-o", out], capsys)
+
+
+def test_bad_models_and_selectors(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, out = ["--images", str(made / "images")], ["-o", str(tmp_path / "out")]
+    assert "holds no config.json" in refused(["eval", str(tmp_path), *images, *out], capsys)
+    bare = tiny_vision.folder(tmp_path / "bare", layers=2)
+    (bare / "preprocessor_config.json").unlink()
+    assert "has no preprocessor_config.json" in refused(["eval", str(bare), *images, *out], capsys)
+    odd = tiny_vision.folder(tmp_path / "odd", size=30, layers=2)
+    assert "no whole patches of 7" in refused(["eval", str(odd), *images, *out], capsys)
+    other = tiny_vision.folder(tmp_path / "other", "vit", layers=2)
+    chosen = ["--selectors", str(made / "selectors.safetensors"), "--keep", "0.5"]
+    assert "trained for another model" in refused(["export", str(other), *chosen, *out], capsys)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes((made / "selectors.safetensors").read_bytes()[:100])
+    model = str(made / "model")
+    assert "no file of selectors" in refused(
+        ["export", model, "--selectors", str(damaged), "--keep", "0.5", *out], capsys
+    )
+    assert "chosen by selectors" in refused(["export", model, "--keep", "0.5", *out], capsys)
+    assert "give one of them" in refused(["export", model, *chosen, "--flops", "0.5", *images, *out], capsys)
+    assert "FLOPs at least" in refused(
+        ["export", model, *chosen[:2], "--flops", "0.3", *images, *out], capsys
+    )
+    assert "no list of parts" in refused(["eval", model, *images, *out, "--keep", "1.5"], capsys)
+    (other / "model.safetensors").write_bytes(b"no")
+    assert "is no model that can be read" in refused(["eval", str(other), *images, *out], capsys)
+    assert not (tmp_path / "out" / "vision.onnx").exists()
