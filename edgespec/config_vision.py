@@ -9,6 +9,7 @@ from edgespec.flags import between, check_file, check_place, flag
 from edgespec.soc import NAMES
 
 MODEL = "Hugging Face folder of an image encoder (ViT, DeiT, DINOv2, SigLIP, CLIP)"
+BYPASS = ("nearest", "plain")
 SELECTORS = "file of edgespec vision train-selector"
 
 
@@ -80,6 +81,11 @@ class VisionExportConfig:
     keep: float = flag("part of the patches that stays in every second layer; 1: all", 1.0)
     flops: float = flag(
         "part of the layers' FLOPs instead: each layer keeps what serves best; needs --images", 0.0
+    )
+    bypass: str = flag(
+        "what a left-out patch takes of a layer: the change of the patch most like it, or nothing",
+        "nearest",
+        choices=BYPASS,
     )
     images: str = flag("folder of images: to choose by, and to check the graph with", "")
     soc: str = flag("compile for this Qualcomm chip too", "", choices=("", *NAMES))

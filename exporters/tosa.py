@@ -96,12 +96,16 @@ class Pruned(nn.Module):
     """An encoder in which `keeps` patches take part in the layers named; class and register tokens always do.
 
     keeps: {layer's number: patches}. A layer before a pruned one is whole, since its QK' is read. Its call is
-    an Encoder's; `importance` is one of this file's.
+    an Encoder's; `importance` is one of this file's. A token that bypasses a layer leaves it as it came
+    (`plain`, the paper's), or takes the change of that patch taking part which is most like it by cosine
+    (`nearest`, ours: most of a layer's change is common to like tokens, and a frozen network misses it).
     """
 
-    def __init__(self, encoder: Encoder, keeps: Mapping[int, int], importance: Importance) -> None:
+    def __init__(
+        self, encoder: Encoder, keeps: Mapping[int, int], importance: Importance, bypass: str = "plain"
+    ) -> None:
         super().__init__()
-        self.encoder, self.keeps, self.importance = encoder, dict(keeps), importance
+        self.encoder, self.keeps, self.importance, self.bypass = encoder, dict(keeps), importance, bypass
         check_keeps(encoder, self.keeps)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -115,10 +119,17 @@ class Pruned(nn.Module):
         return self.encoder.last(x)
 
     def through(self, number: int, layer: Any, x: Tensor, scores: Tensor) -> Tensor:
-        """The layer over the chosen tokens; the others as they were."""
+        """The layer over the chosen tokens; the others bypass it."""
         index = self.chosen(number, layer, x, scores)[..., None].expand(-1, -1, x.shape[-1])
-        taking_part, _ = layer(x.gather(1, index))
-        return x.scatter(1, index, taking_part)
+        before = x.gather(1, index)
+        after, _ = layer(before)
+        if self.bypass == "nearest":
+            patches = slice(self.encoder.prefix, None)
+            unit = nn.functional.normalize(x, dim=-1)
+            like = unit @ nn.functional.normalize(before[:, patches], dim=-1).transpose(1, 2)
+            nearest = like.argmax(-1)[..., None].expand_as(x)
+            x = x + (after - before)[:, patches].gather(1, nearest)
+        return x.scatter(1, index, after)
 
     def chosen(self, number: int, layer: Any, x: Tensor, scores: Tensor) -> Tensor:
         """Places [B, prefix + keeps] of the tokens that take part."""
@@ -133,13 +144,17 @@ class Merged(Pruned):
 
     Patches are parted into two halves; those of the first that are most like one of the second (cosine of
     the mean key) join it, weighted by how many they are. After the layer each gets its group's change. At
-    most half of the patches can be merged in one layer.
+    most half of the patches can be merged in one layer: a smaller number to keep is raised to that.
     """
+
+    def __init__(self, encoder: Encoder, keeps: Mapping[int, int]) -> None:
+        half = encoder.patches - encoder.patches // 2
+        super().__init__(encoder, {n: max(count, half) for n, count in keeps.items()}, by_norm)
 
     def through(self, number: int, layer: Any, x: Tensor, scores: Tensor) -> Tensor:
         """The layer over merged tokens, the change handed back to all."""
         prefix = self.encoder.prefix
-        gone = min(self.encoder.patches - self.keeps[number], self.encoder.patches // 2)
+        gone = self.encoder.patches - self.keeps[number]
         key = nn.functional.normalize(layer.keys(x).mean(1)[:, prefix:], dim=-1)
         like, partner = (key[:, ::2] @ key[:, 1::2].transpose(1, 2)).max(-1)
         first = like.topk(gone, 1).indices  # of the first half, the places that join
@@ -177,10 +192,10 @@ def evenly(encoder: Encoder, ratio: float) -> dict[int, int]:
     return {number: count for number in range(1, len(encoder.layers), 2)}
 
 
-def flops(encoder: Encoder, keeps: Mapping[int, int], selecting: bool = True) -> int:
+def flops(encoder: Encoder, keeps: Mapping[int, int], selecting: bool = True, bypass: str = "plain") -> int:
     """Multiplications and additions of one image's layers, 2 a product; norms and the embedding left out.
 
-    `selecting`: with the selectors' convolutions.
+    `selecting`: with the selectors' convolutions. `bypass`: `nearest` compares all tokens with the chosen.
     """
     total = 0
     for number, layer in enumerate(encoder.layers):
@@ -189,4 +204,6 @@ def flops(encoder: Encoder, keeps: Mapping[int, int], selecting: bool = True) ->
         total += 2 * tokens * linear + 4 * tokens**2 * layer.q.out_features
         if selecting and number in keeps:
             total += 2 * encoder.tokens**2 * 2 * KERNEL * layer.heads**2
+        if bypass == "nearest" and number in keeps:
+            total += 2 * encoder.tokens * keeps[number] * layer.q.in_features
     return total

@@ -25,6 +25,7 @@ from edgespec.exporters.tosa import (
     Importance,
     Merged,
     Pruned,
+    Selector,
     by_chance,
     by_norm,
     by_previous,
@@ -156,16 +157,19 @@ def evaluate(config: VisionEvalConfig, progress: Any) -> dict[str, Any]:
         methods = {"tosa": by_selector(selectors)} | methods
     rows = []
     with progress.stage("methods") as advance:
-        total = len(config.ratios) * (len(methods) + 1)
+        total = len(config.ratios) * (2 * len(methods) + 1)
         for ratio in config.ratios:
             keeps = evenly(encoder, ratio)
-            ways: dict[str, Pruned] = {n: Pruned(encoder, keeps, by) for n, by in methods.items()}
-            for name, way in (ways | {"merged": Merged(encoder, keeps, by_norm)}).items():
-                part = flops(encoder, keeps, name == "tosa") / flops(encoder, {})
-                rows.append({"method": name, "keep": ratio, "flops": part} | likeness(way, test, whole))
+            ways = {n: Pruned(encoder, keeps, by) for n, by in methods.items()}
+            ways |= {f"{n}+nearest": Pruned(encoder, keeps, by, "nearest") for n, by in methods.items()}
+            ways["merged"] = Merged(encoder, keeps)
+            for name, way in ways.items():
+                needed = flops(encoder, way.keeps, "tosa" in name, way.bypass)
+                part = {"method": name, "keep": ratio, "flops": needed / flops(encoder, {})}
+                rows.append(part | likeness(way, test, whole))
                 advance(len(rows), total)
     if selectors and config.pictures:
-        shown = Pruned(encoder, evenly(encoder, min(config.ratios)), by_selector(selectors))
+        shown = Pruned(encoder, evenly(encoder, min(config.ratios)), by_selector(selectors), "nearest")
         draw_kept(shown, test[: config.pictures], Path(config.output))
     return {"images": len(files), "tokens": encoder.tokens, "rows": rows}
 
@@ -221,7 +225,7 @@ def kept_of(way: Pruned, pixels: Tensor) -> dict[int, Tensor]:
 
 
 @torch.no_grad()
-def shared_out(encoder: Encoder, by: Importance, test: Tensor, part: float) -> dict[int, int]:
+def shared_out(encoder: Encoder, by: Importance, test: Tensor, part: float, bypass: str) -> dict[int, int]:
     """What every second layer keeps, so that the layers need at most `part` of their FLOPs.
 
     Each layer's loss of likeness is measured with that layer alone pruned, for each of STEPS; then always
@@ -231,19 +235,21 @@ def shared_out(encoder: Encoder, by: Importance, test: Tensor, part: float) -> d
     counts = [encoder.patches, *(max(1, round(ratio * encoder.patches)) for ratio in STEPS)]
     lost: dict[int, list[float]] = {}
     for number in range(1, len(encoder.layers), 2):
-        ways = (Pruned(encoder, {number: count}, by) for count in counts[1:])
+        ways = (Pruned(encoder, {number: count}, by, bypass) for count in counts[1:])
         lost[number] = [0.0, *(1 - likeness(way, test, whole)["similarity"] for way in ways)]
     level = dict.fromkeys(lost, 0)
 
     def keeps(at: Mapping[int, int]) -> dict[int, int]:
         return {number: counts[step] for number, step in at.items() if step}
 
-    while flops(encoder, keeps(level)) > limit:
-        now = flops(encoder, keeps(level))
+    def needed(at: Mapping[int, int]) -> int:
+        return flops(encoder, keeps(at), bypass=bypass)
+
+    while (now := needed(level)) > limit:
         prices = {}
         for number, step in level.items():
             if step + 1 < len(counts):
-                saved = now - flops(encoder, keeps(level | {number: step + 1}))
+                saved = now - needed(level | {number: step + 1})
                 price = (lost[number][step + 1] - lost[number][step]) / saved if saved > 0 else 0.0
                 prices[number] = price
         if not prices:
@@ -265,8 +271,8 @@ def export(config: VisionExportConfig, progress: Any) -> dict[str, Any]:
     keeps = evenly(encoder, config.keep)
     if config.flops and test is not None:
         with progress.stage("what each layer keeps"):
-            keeps = shared_out(encoder, by_selector(selectors), test, config.flops)
-    way: nn.Module = Chosen(encoder, keeps, selectors) if keeps else encoder
+            keeps = shared_out(encoder, by_selector(selectors), test, config.flops, config.bypass)
+    way: nn.Module = Chosen(encoder, keeps, selectors, config.bypass) if keeps else encoder
     size, dim = encoder.size, encoder.table.shape[-1]
     inputs = (TensorSpec("pixels", "float32", (1, 3, size, size)),)
     outputs = (TensorSpec("features", "float32", (1, encoder.tokens, dim)),)
@@ -284,7 +290,8 @@ def export(config: VisionExportConfig, progress: Any) -> dict[str, Any]:
         "tokens": encoder.tokens,
         "prefix": encoder.prefix,
         "keeps": {str(n): count for n, count in keeps.items()},
-        "flops": flops(encoder, keeps),
+        "bypass": config.bypass,
+        "flops": flops(encoder, keeps, bypass=config.bypass),
         "flops_whole": flops(encoder, {}),
         "furthest_from_pytorch": off,
     }
@@ -301,9 +308,9 @@ class Chosen(Pruned):
     """A pruned encoder that holds its selectors, as an export needs it."""
 
     def __init__(
-        self, encoder: Encoder, keeps: Mapping[int, int], selectors: Mapping[int, nn.Module]
+        self, encoder: Encoder, keeps: Mapping[int, int], selectors: Mapping[int, Selector], bypass: str
     ) -> None:
-        super().__init__(encoder, keeps, by_selector(dict(selectors)))  # type: ignore[arg-type]
+        super().__init__(encoder, keeps, by_selector(selectors), bypass)
         self.selectors = nn.ModuleDict({str(number): selectors[number] for number in keeps})
 
 

@@ -70,12 +70,33 @@ def test_the_choice_is_of_the_most_attended() -> None:
         assert true[image, index[image]].min() >= max(float(true[image, i]) for i in rest)
 
 
-@pytest.mark.parametrize("kind", [Pruned, Merged])
 @torch.no_grad()
-def test_all_patches_kept_is_the_whole_encoder(kind: type[Pruned]) -> None:
+def test_a_bypassing_token_takes_the_change_of_the_nearest_patch() -> None:
+    """By hand, token for token; those taking part are as without it."""
+    whole = encoder()
+    near = Pruned(whole, {1: 5}, by_norm, "nearest")
+    x, scores = whole.layers[0](whole.embed(PIXELS))
+    index = near.chosen(1, whole.layers[1], x, scores)
+    plain = Pruned(whole, {1: 5}, by_norm).through(1, whole.layers[1], x, scores)
+    out = near.through(1, whole.layers[1], x, scores)
+    for image in range(2):
+        chosen = index[image].tolist()
+        torch.testing.assert_close(out[image, chosen], plain[image, chosen])
+        patches = [i for i in chosen if i >= whole.prefix]
+        for other in set(range(whole.tokens)) - set(chosen):
+            likeness = torch.cosine_similarity(x[image, other], x[image, patches], dim=-1)
+            nearest = patches[int(likeness.argmax())]
+            change = plain[image, nearest] - x[image, nearest]
+            torch.testing.assert_close(out[image, other], x[image, other] + change, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["plain", "nearest", "merged"])
+@torch.no_grad()
+def test_all_patches_kept_is_the_whole_encoder(way: str) -> None:
     whole = encoder("vit")
     keeps = {1: whole.patches, 3: whole.patches}
-    torch.testing.assert_close(kind(whole, keeps, by_norm)(PIXELS), whole(PIXELS), atol=1e-5, rtol=1e-5)
+    pruned = Merged(whole, keeps) if way == "merged" else Pruned(whole, keeps, by_norm, way)
+    torch.testing.assert_close(pruned(PIXELS), whole(PIXELS), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -97,7 +118,7 @@ def test_a_selector_predicts_rows_that_sum_to_one_and_does_not_mix_queries() -> 
 def test_merging_two_equal_patches_changes_them_alike() -> None:
     """Two patches with one content are one token; apart from their number in the softmax nothing is lost."""
     whole = encoder("vit")
-    merged = Merged(whole, {1: whole.patches - 1}, by_norm)
+    merged = Merged(whole, {1: whole.patches - 1})
     x = whole.embed(PIXELS)[:1]
     x[0, whole.prefix] = x[0, whole.prefix + 1]
     out = merged.through(1, whole.layers[1], x, torch.empty(0))
@@ -113,8 +134,8 @@ def test_flops_are_those_of_every_product() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     whole = encoder()
-    for keeps in ({}, evenly(whole, 0.5), {1: 3}):
-        way = Pruned(whole, keeps, by_norm)
+    for keeps, bypass in (({}, "plain"), (evenly(whole, 0.5), "plain"), ({1: 3}, "nearest")):
+        way = Pruned(whole, keeps, by_norm, bypass)
         x = whole.embed(PIXELS[:1])
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             scores = torch.empty(0)
@@ -123,7 +144,7 @@ def test_flops_are_those_of_every_product() -> None:
                     x = way.through(number, layer, x, scores)
                 else:
                     x, scores = layer(x)
-        assert flops(whole, keeps, selecting=False) == counter.get_total_flops()
+        assert flops(whole, keeps, False, bypass) == counter.get_total_flops()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         Selector(2)(torch.randn(1, 2, whole.tokens, whole.tokens), 16)
     assert flops(whole, {1: 3}) - flops(whole, {1: 3}, selecting=False) == counter.get_total_flops()

@@ -68,7 +68,9 @@ def test_eval_says_what_each_way_costs(made: Path, capsys: pytest.CaptureFixture
     found = json.loads(capsys.readouterr().out)
     assert json.loads((out / "vision.json").read_text())["rows"] == found["rows"]
     rows = {(r["method"], r["keep"]): r for r in found["rows"]}
-    assert {m for m, _ in rows} == {"tosa", "random", "norm", "previous", "true", "merged"}
+    assert {m for m, _ in rows} == {"tosa", "random", "norm", "previous", "true", "merged"} | {
+        f"{m}+nearest" for m in ("tosa", "random", "norm", "previous", "true")
+    }
     for method in ("tosa", "true", "norm"):
         assert rows[method, 0.25]["similarity"] < rows[method, 0.75]["similarity"] < 1
         assert rows[method, 0.25]["flops"] < rows[method, 0.75]["flops"] < 1
@@ -90,7 +92,7 @@ def test_a_graph_gives_the_encoders_features(made: Path, tmp_path: Path, words: 
     encoder, pixels, digest = open_encoder(str(made / "model"))
     selectors = selector_training.read(made / "selectors.safetensors", encoder, digest)
     keeps = {int(n): count for n, count in facts["keeps"].items()}
-    assert bool(keeps) == bool(words) and facts["flops"] == flops(encoder, keeps)
+    assert bool(keeps) == bool(words) and facts["flops"] == flops(encoder, keeps, bypass="nearest")
     if "--flops" in words:
         assert facts["flops"] <= 0.8 * facts["flops_whole"]
     graph = onnx.load(tmp_path / "out" / "vision.onnx")
@@ -106,7 +108,7 @@ def test_a_graph_gives_the_encoders_features(made: Path, tmp_path: Path, words: 
     )
     session = ort.InferenceSession(tmp_path / "out" / "vision.onnx", providers=["CPUExecutionProvider"])
     images = prepared(pixels, sorted((made / "images").glob("*.png"))[:3])
-    way = Chosen(encoder, keeps, selectors) if keeps else encoder
+    way = Chosen(encoder, keeps, selectors, "nearest") if keeps else encoder
     for image in images:
         features = session.run(None, {"pixels": image[None].numpy()})[0]
         with torch.no_grad():
@@ -119,9 +121,9 @@ def test_flops_are_taken_where_they_cost_least(made: Path) -> None:
     by = by_selector(selector_training.read(made / "selectors.safetensors", encoder, digest))
     test = prepared(pixels, sorted((made / "images").glob("*.png")))
     for part in (0.95, 0.85, 0.75):
-        keeps = shared_out(encoder, by, test, part)
-        assert flops(encoder, keeps) <= part * flops(encoder, {})
-    assert shared_out(encoder, by, test, 1.0) == {}
+        keeps = shared_out(encoder, by, test, part, "nearest")
+        assert flops(encoder, keeps, bypass="nearest") <= part * flops(encoder, {})
+    assert shared_out(encoder, by, test, 1.0, "nearest") == {}
 
 
 def test_a_real_encoders_graph_compiles_for_a_phone(made: Path, tmp_path: Path) -> None:
