@@ -31,22 +31,20 @@ class Selector(nn.Module):
 
     def __init__(self, heads: int) -> None:
         super().__init__()
-        self.first = nn.Conv1d(heads, heads, KERNEL, padding=KERNEL // 2)
-        self.second = nn.Conv1d(heads, heads, KERNEL, padding=KERNEL // 2)
+        # One dimension long, along the keys; as images of queries by keys, since batches of rows are slow
+        along_keys = {"kernel_size": (1, KERNEL), "padding": (0, KERNEL // 2)}
+        self.first, self.second = (nn.Conv2d(heads, heads, **along_keys) for _ in range(2))
         with (
             torch.no_grad()
         ):  # begins near the layer's own attention, shifted so that the ReLU lets it through
             for conv, shift in ((self.first, SHIFT), (self.second, 0.0)):
                 conv.weight.mul_(0.1)
-                conv.weight[:, :, KERNEL // 2] += torch.eye(heads)
+                conv.weight[:, :, 0, KERNEL // 2] += torch.eye(heads)
                 conv.bias.fill_(shift)
 
     def forward(self, scores: Tensor, dim: int) -> Tensor:
         """The prediction, from scores of heads of `dim` numbers."""
-        batch, heads, rows, keys = scores.shape
-        x = (scores * dim**-0.5).transpose(1, 2).reshape(batch * rows, heads, keys)
-        x = self.second(torch.relu(self.first(x)))
-        return x.view(batch, rows, heads, keys).transpose(1, 2).log_softmax(-1)
+        return self.second(torch.relu(self.first(scores * dim**-0.5))).log_softmax(-1)
 
 
 Importance = Callable[[int, Layer, Tensor, Tensor], Tensor]  # layer's number, layer, tokens, scores before it

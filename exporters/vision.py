@@ -42,14 +42,8 @@ GRAPH, FACTS, WEIGHTS = "vision.onnx", "vision.json", "model.safetensors"
 INSIDE = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}  # a whole model's image encoder
 HELD_OUT = 10  # every tenth image is measured on and not learned
 MEASURED = 16  # images that a choice or a check is made with
-STEPS = (
-    0.85,
-    0.7,
-    0.55,
-    0.4,
-    0.3,
-    0.2,
-)  # parts of the patches that a layer may keep, where FLOPs are shared out
+STEPS = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2)  # parts of the patches that a layer keeps where FLOPs are shared out
+UNUSED = ("pooler.", "head.", "embeddings.mask_token")  # parameters that features do not need
 
 
 def open_encoder(word: str) -> tuple[Encoder, Pixels, str]:
@@ -69,14 +63,22 @@ def open_encoder(word: str) -> tuple[Encoder, Pixels, str]:
             raise InputError(
                 f"{config.model_type} is no image encoder known here", f"use one of: {', '.join(FAMILIES)}"
             )
-        model = (kind or transformers.AutoModel).from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        model, loaded = (kind or transformers.AutoModel).from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         first = str(error).strip().split("\n")[0]
         raise InputError(
             f"{folder.name} is no model that can be read ({first})", "download it again"
         ) from None
+    if absent := sorted(name for name in loaded["missing_keys"] if not name.startswith(UNUSED)):
+        hint = "use a checkpoint that holds the whole encoder"
+        raise InputError(f"{folder.name} lacks {absent[0]} (of {len(absent)} that it needs)", hint)
     return encoder_of(model, pixels.size), pixels, sha256((folder / WEIGHTS).read_bytes()).hexdigest()
 
 

@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from edgespec.cli import main
 from edgespec.exporters import selector_training
@@ -155,6 +156,26 @@ def test_images_of_all_kinds_are_made_rgb(tmp_path: Path) -> None:
         assert open_image(tmp_path / name).mode == "RGB"
 
 
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_a_whole_models_encoder_is_taken(tmp_path: Path, family: str) -> None:
+    """A folder with text and image models, as CLIP and SigLIP are published."""
+    import transformers
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    name = {"clip": "CLIP", "siglip": "Siglip"}[family]
+    config = getattr(transformers, f"{name}Config")(
+        text_config=sizes | {"vocab_size": 99}, vision_config=sizes | {"image_size": 28, "patch_size": 7}
+    )
+    torch.manual_seed(0)
+    whole = getattr(transformers, f"{name}Model")(config).eval()
+    tiny_vision.folder(tmp_path, "vit")  # its processor
+    whole.save_pretrained(tmp_path)
+    encoder, pixels, _ = open_encoder(str(tmp_path))
+    image = pixels([Image.new("RGB", (40, 50), "teal")])
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(image), whole.vision_model(image).last_hidden_state)
+
+
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(["vision", *words]) == 2
     return capsys.readouterr().err
@@ -202,6 +223,10 @@ def test_bad_models_and_selectors(made: Path, tmp_path: Path, capsys: pytest.Cap
         ["export", model, *chosen[:2], "--flops", "0.3", *images, *out], capsys
     )
     assert "no list of parts" in refused(["eval", model, *images, *out, "--keep", "1.5"], capsys)
+    held = load_file(other / "model.safetensors")
+    held.pop(next(name for name in held if "layer.1." in name and name.endswith("bias")))
+    save_file(held, other / "model.safetensors", metadata={"format": "pt"})
+    assert "(of 1 that it needs)" in refused(["eval", str(other), *images, *out], capsys)
     (other / "model.safetensors").write_bytes(b"no")
     assert "is no model that can be read" in refused(["eval", str(other), *images, *out], capsys)
     assert not (tmp_path / "out" / "vision.onnx").exists()
