@@ -91,6 +91,8 @@ TABLE = {
     "commands_trim": {"config_trim", "console", "progress"},
     "config_draft": {"errors", "flags"},
     "commands_draft": {"config_draft", "console", "progress"},
+    "config_vision": {"errors", "flags", "soc"},
+    "commands_vision": {"config_vision", "console", "progress"} | {"files", "rendering"},
     "curves": {"errors", "rendering"},
     "commands_latency": {"errors", "config_latency", "console", "progress"} | {"flags"},
     "commands": {
@@ -102,13 +104,13 @@ TABLE = {
         "commands_draft",
         "commands_trim",
     }
-    | {"commands_latency", "commands_bench", "commands_speculation"}
+    | {"commands_latency", "commands_bench", "commands_speculation", "commands_vision"}
     | {"files"},
     "cli": {"errors", "flags", "commands", "console", "progress"},
 }
 # These see everything, inside functions.
-COMMANDS = tuple(f"commands{area}" for area in ("", "_draft", "_trim", "_latency", "_bench", "_speculation"))
-COMMANDS = (*COMMANDS, "console", "__main__")
+AREAS = ("", "_draft", "_trim", "_latency", "_bench", "_speculation", "_vision")
+COMMANDS = (*(f"commands{area}" for area in AREAS), "console", "__main__")
 # What a folder may import beside itself, at any depth.
 FOLDERS = {
     "exporters": {
@@ -120,6 +122,7 @@ FOLDERS = {
         "flags",
         "config_draft",
         "config_trim",
+        "config_vision",
         "files",
         "soc",
     }
