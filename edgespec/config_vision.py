@@ -9,6 +9,7 @@ from edgespec.flags import between, check_file, check_place, flag
 from edgespec.soc import NAMES
 
 MODEL = "Hugging Face folder of an image encoder (ViT, DeiT, DINOv2, SigLIP, CLIP)"
+METHODS = ("tosa", "merge")
 BYPASS = ("nearest", "plain")
 SELECTORS = "file of edgespec vision train-selector"
 
@@ -77,13 +78,16 @@ class VisionExportConfig:
 
     model: str = flag(MODEL, positional=True)
     output: str = flag("folder of vision.onnx and vision.json", short="-o")
-    selectors: str = flag(SELECTORS + "; needed where patches are left out", "")
+    method: str = flag(
+        "tosa leaves patches out by selectors, merge lets alike ones pass as one", "tosa", choices=METHODS
+    )
+    selectors: str = flag(SELECTORS + "; tosa needs it", "")
     keep: float = flag("part of the patches that stays in every second layer; 1: all", 1.0)
     flops: float = flag(
         "part of the layers' FLOPs instead: each layer keeps what serves best; needs --images", 0.0
     )
     bypass: str = flag(
-        "what a left-out patch takes of a layer: the change of the patch most like it, or nothing",
+        "what a left-out patch takes of a layer (tosa): the change of the patch most like it, or nothing",
         "nearest",
         choices=BYPASS,
     )
@@ -98,8 +102,11 @@ class VisionExportConfig:
             raise InputError("keep and flops both say how many patches stay", "give one of them")
         if self.flops and not self.images:
             raise InputError("what each layer keeps is chosen on images", "give a folder with --images")
-        if (self.flops or self.keep < 1) and not self.selectors:
-            raise InputError("patches are chosen by selectors", "train them: edgespec vision train-selector")
+        if (self.flops or self.keep < 1) and self.method == "tosa" and not self.selectors:
+            hint = "train them (edgespec vision train-selector), or use --method merge"
+            raise InputError("patches are chosen by selectors", hint)
+        if self.selectors and self.method == "merge":
+            raise InputError("merging has no use for selectors", "leave --selectors or --method out")
         if self.selectors:
             check_file("selectors", self.selectors)
         return self

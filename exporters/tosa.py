@@ -55,13 +55,16 @@ def received(attention: Tensor) -> Tensor:
     return attention.mean((1, 2))
 
 
-def by_selector(selectors: Mapping[int, Selector]) -> Importance:
-    """ToSA's importance; `selectors` by the number of the layer that they prune."""
+class BySelector(nn.Module):
+    """ToSA's importance, an `Importance` that a graph holds; `selectors` by the layer that they prune."""
 
-    def importance(number: int, layer: Layer, x: Tensor, scores: Tensor) -> Tensor:
-        return received(selectors[number](scores, x.shape[-1] // layer.heads).exp())
+    def __init__(self, selectors: Mapping[int, Selector]) -> None:
+        super().__init__()
+        self.selectors = nn.ModuleDict({str(number): one for number, one in selectors.items()})
 
-    return importance
+    def forward(self, number: int, layer: Layer, x: Tensor, scores: Tensor) -> Tensor:
+        """How much attention every token will receive, [B,N]."""
+        return received(self.selectors[str(number)](scores, x.shape[-1] // layer.heads).exp())
 
 
 def by_truth(number: int, layer: Layer, x: Tensor, scores: Tensor) -> Tensor:
@@ -118,16 +121,22 @@ class Pruned(nn.Module):
 
     def through(self, number: int, layer: Any, x: Tensor, scores: Tensor) -> Tensor:
         """The layer over the chosen tokens; the others bypass it."""
-        index = self.chosen(number, layer, x, scores)[..., None].expand(-1, -1, x.shape[-1])
+        index = spread(self.chosen(number, layer, x, scores), x)
         before = x.gather(1, index)
         after, _ = layer(before)
         if self.bypass == "nearest":
             patches = slice(self.encoder.prefix, None)
             unit = nn.functional.normalize(x, dim=-1)
             like = unit @ nn.functional.normalize(before[:, patches], dim=-1).transpose(1, 2)
-            nearest = like.argmax(-1)[..., None].expand_as(x)
-            x = x + (after - before)[:, patches].gather(1, nearest)
+            x = x + (after - before)[:, patches].gather(1, spread(like.argmax(-1), x))
         return x.scatter(1, index, after)
+
+    def beside(self, number: int) -> int:
+        """FLOPs that a pruned layer needs beside its tokens: the selector's, and of finding the nearest."""
+        tokens, layer = self.encoder.tokens, self.encoder.layers[number]
+        selecting = 2 * tokens**2 * 2 * KERNEL * layer.heads**2
+        comparing = 2 * tokens * self.keeps[number] * layer.q.in_features
+        return selecting * isinstance(self.importance, BySelector) + comparing * (self.bypass == "nearest")
 
     def chosen(self, number: int, layer: Any, x: Tensor, scores: Tensor) -> Tensor:
         """Places [B, prefix + keeps] of the tokens that take part."""
@@ -140,9 +149,11 @@ class Pruned(nn.Module):
 class Merged(Pruned):
     """Token merging (ToMe, arXiv 2210.09461) in the place of a choice: alike patches take part as one.
 
-    Patches are parted into two halves; those of the first that are most like one of the second (cosine of
-    the mean key) join it, weighted by how many they are. After the layer each gets its group's change. At
-    most half of the patches can be merged in one layer: a smaller number to keep is raised to that.
+    Patches are parted into two halves; those of the first that are most like one of the second join it, and
+    their mean takes part. After the layer each gets its group's change. At most half of the patches can be
+    merged in one layer: a smaller number to keep is raised to that. The paper merges for good, between
+    attention and MLP, and compares keys; here all patches leave the layer, and tokens are compared (cosine),
+    which needs no product of the layer's.
     """
 
     def __init__(self, encoder: Encoder, keeps: Mapping[int, int]) -> None:
@@ -150,24 +161,39 @@ class Merged(Pruned):
         super().__init__(encoder, {n: max(count, half) for n, count in keeps.items()}, by_norm)
 
     def through(self, number: int, layer: Any, x: Tensor, scores: Tensor) -> Tensor:
-        """The layer over merged tokens, the change handed back to all."""
-        prefix = self.encoder.prefix
-        gone = self.encoder.patches - self.keeps[number]
-        key = nn.functional.normalize(layer.keys(x).mean(1)[:, prefix:], dim=-1)
-        like, partner = (key[:, ::2] @ key[:, 1::2].transpose(1, 2)).max(-1)
-        first = like.topk(gone, 1).indices  # of the first half, the places that join
-        rows = torch.arange(len(x))[:, None]
-        place = torch.arange(x.shape[1]).repeat(len(x), 1)  # where each token's group stands
-        place[rows, prefix + 2 * first] = prefix + 2 * partner.gather(1, first) + 1
-        total = torch.zeros_like(x).scatter_add(1, place[..., None].expand_as(x), x)
-        count = torch.zeros_like(x[..., 0]).scatter_add(1, place, torch.ones_like(x[..., 0]))
-        left = (count > 0).nonzero()[:, 1].view(len(x), -1)
-        merged = (total / count.clamp_min(1)[..., None]).gather(
-            1, left[..., None].expand(-1, -1, x.shape[-1])
-        )
-        change = torch.zeros_like(x)
-        change[rows, left] = layer(merged)[0] - merged
-        return x + change.gather(1, place[..., None].expand_as(x))
+        """The layer over merged tokens, the change handed back to all; fixed shapes throughout."""
+        prefix, gone = self.encoder.prefix, self.encoder.patches - self.keeps[number]
+        front, first, second = x[:, :prefix], x[:, prefix::2], x[:, prefix + 1 :: 2]
+        unit = (nn.functional.normalize(half, dim=-1) for half in (first, second))
+        like, partner = (next(unit) @ next(unit).transpose(1, 2)).max(-1)
+        order = like.topk(
+            first.shape[1], 1
+        ).indices  # those that join, then those that stay
+        to = partner.gather(1, order[:, :gone])
+        ordered = first.gather(1, spread(order, x))
+        joins = (to[..., None] == torch.arange(second.shape[1], device=x.device)).to(x.dtype)
+        total = second + joins.transpose(1, 2) @ ordered[:, :gone]
+        merged = total / (1 + joins.sum(1))[..., None]
+        taking_part = torch.cat([front, ordered[:, gone:], merged], 1)
+        change = layer(taking_part)[0] - taking_part
+        stay = prefix + first.shape[1] - gone
+        of_second = change[:, stay:]
+        of_ordered = torch.cat([of_second.gather(1, spread(to, x)), change[:, prefix:stay]], 1)
+        first = first + torch.zeros_like(first).scatter(1, spread(order, x), of_ordered)
+        second = second + of_second
+        pairs = torch.stack([first[:, : second.shape[1]], second], 2).flatten(1, 2)
+        return torch.cat([front + change[:, :prefix], pairs, first[:, second.shape[1] :]], 1)
+
+    def beside(self, number: int) -> int:
+        """FLOPs of comparing the halves, and of the sums of those that join."""
+        patches, dim = self.encoder.patches, self.encoder.layers[number].q.in_features
+        second = patches // 2
+        return 2 * second * dim * ((patches - second) + (patches - self.keeps[number]))
+
+
+def spread(index: Tensor, x: Tensor) -> Tensor:
+    """Places [B,n] as those of whole tokens, [B,n,D]."""
+    return index[..., None].expand(-1, -1, x.shape[-1])
 
 
 def check_keeps(encoder: Encoder, keeps: Mapping[int, int]) -> None:
@@ -190,18 +216,14 @@ def evenly(encoder: Encoder, ratio: float) -> dict[int, int]:
     return {number: count for number in range(1, len(encoder.layers), 2)}
 
 
-def flops(encoder: Encoder, keeps: Mapping[int, int], selecting: bool = True, bypass: str = "plain") -> int:
-    """Multiplications and additions of one image's layers, 2 a product; norms and the embedding left out.
-
-    `selecting`: with the selectors' convolutions. `bypass`: `nearest` compares all tokens with the chosen.
-    """
+def flops(way: Encoder | Pruned) -> int:
+    """Multiplications and additions of one image's layers, 2 a product; norms and the embedding left out."""
+    encoder, keeps = (way, {}) if isinstance(way, Encoder) else (way.encoder, way.keeps)
     total = 0
     for number, layer in enumerate(encoder.layers):
         tokens = encoder.prefix + keeps.get(number, encoder.patches)
         linear = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
         total += 2 * tokens * linear + 4 * tokens**2 * layer.q.out_features
-        if selecting and number in keeps:
-            total += 2 * encoder.tokens**2 * 2 * KERNEL * layer.heads**2
-        if bypass == "nearest" and number in keeps:
-            total += 2 * encoder.tokens * keeps[number] * layer.q.in_features
+        if number in keeps and isinstance(way, Pruned):
+            total += way.beside(number)
     return total

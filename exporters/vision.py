@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,13 @@ from edgespec.exporters import selector_training
 from edgespec.exporters.commit import exported
 from edgespec.exporters.images import Pixels, image_files, open_image
 from edgespec.exporters.tosa import (
+    BySelector,
     Importance,
     Merged,
     Pruned,
-    Selector,
     by_chance,
     by_norm,
     by_previous,
-    by_selector,
     by_truth,
     evenly,
     flops,
@@ -44,6 +43,8 @@ HELD_OUT = 10  # every tenth image is measured on and not learned
 MEASURED = 16  # images that a choice or a check is made with
 STEPS = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2)  # parts of the patches that a layer keeps where FLOPs are shared out
 UNUSED = ("pooler.", "head.", "embeddings.mask_token")  # parameters that features do not need
+
+Way = Callable[[Mapping[int, int]], Pruned]  # what each layer keeps -> the encoder pruned so
 
 
 def open_encoder(word: str) -> tuple[Encoder, Pixels, str]:
@@ -156,7 +157,7 @@ def evaluate(config: VisionEvalConfig, progress: Any) -> dict[str, Any]:
     selectors = None
     if config.selectors:
         selectors = selector_training.read(Path(config.selectors), encoder, digest)
-        methods = {"tosa": by_selector(selectors)} | methods
+        methods = {"tosa": BySelector(selectors)} | methods
     rows = []
     with progress.stage("methods") as advance:
         total = len(config.ratios) * (2 * len(methods) + 1)
@@ -166,12 +167,11 @@ def evaluate(config: VisionEvalConfig, progress: Any) -> dict[str, Any]:
             ways |= {f"{n}+nearest": Pruned(encoder, keeps, by, "nearest") for n, by in methods.items()}
             ways["merged"] = Merged(encoder, keeps)
             for name, way in ways.items():
-                needed = flops(encoder, way.keeps, "tosa" in name, way.bypass)
-                part = {"method": name, "keep": ratio, "flops": needed / flops(encoder, {})}
+                part = {"method": name, "keep": ratio, "flops": flops(way) / flops(encoder)}
                 rows.append(part | likeness(way, test, whole))
                 advance(len(rows), total)
     if selectors and config.pictures:
-        shown = Pruned(encoder, evenly(encoder, min(config.ratios)), by_selector(selectors), "nearest")
+        shown = Pruned(encoder, evenly(encoder, min(config.ratios)), BySelector(selectors), "nearest")
         draw_kept(shown, test[: config.pictures], Path(config.output))
     return {"images": len(files), "tokens": encoder.tokens, "rows": rows}
 
@@ -227,35 +227,32 @@ def kept_of(way: Pruned, pixels: Tensor) -> dict[int, Tensor]:
 
 
 @torch.no_grad()
-def shared_out(encoder: Encoder, by: Importance, test: Tensor, part: float, bypass: str) -> dict[int, int]:
+def shared_out(encoder: Encoder, pruned: Way, test: Tensor, part: float) -> dict[int, int]:
     """What every second layer keeps, so that the layers need at most `part` of their FLOPs.
 
     Each layer's loss of likeness is measured with that layer alone pruned, for each of STEPS; then always
     that layer goes a step down which loses least for a FLOP saved. InputError where no step is left.
     """
-    whole, limit = torch.cat([encoder(one) for one in test.split(4)]), part * flops(encoder, {})
+    whole, limit = torch.cat([encoder(one) for one in test.split(4)]), part * flops(encoder)
     counts = [encoder.patches, *(max(1, round(ratio * encoder.patches)) for ratio in STEPS)]
     lost: dict[int, list[float]] = {}
     for number in range(1, len(encoder.layers), 2):
-        ways = (Pruned(encoder, {number: count}, by, bypass) for count in counts[1:])
+        ways = (pruned({number: count}) for count in counts[1:])
         lost[number] = [0.0, *(1 - likeness(way, test, whole)["similarity"] for way in ways)]
     level = dict.fromkeys(lost, 0)
 
     def keeps(at: Mapping[int, int]) -> dict[int, int]:
         return {number: counts[step] for number, step in at.items() if step}
 
-    def needed(at: Mapping[int, int]) -> int:
-        return flops(encoder, keeps(at), bypass=bypass)
-
-    while (now := needed(level)) > limit:
+    while (now := flops(pruned(keeps(level)))) > limit:
         prices = {}
         for number, step in level.items():
             if step + 1 < len(counts):
-                saved = now - needed(level | {number: step + 1})
-                price = (lost[number][step + 1] - lost[number][step]) / saved if saved > 0 else 0.0
-                prices[number] = price
+                saved = now - flops(pruned(keeps(level | {number: step + 1})))
+                if saved > 0:
+                    prices[number] = (lost[number][step + 1] - lost[number][step]) / saved
         if not prices:
-            least = now / flops(encoder, {})
+            least = now / flops(encoder)
             raise InputError(f"the layers need {least:.0%} of their FLOPs at least", "give a larger --flops")
         best = min(prices, key=lambda number: (prices[number], number))
         level[best] += 1
@@ -266,15 +263,13 @@ def export(config: VisionExportConfig, progress: Any) -> dict[str, Any]:
     """Write the encoder's graph and its facts; the facts, with how far it is from PyTorch's numbers."""
     with progress.stage("encoder"):
         encoder, pixels, digest = open_encoder(config.model)
-        selectors = (
-            selector_training.read(Path(config.selectors), encoder, digest) if config.selectors else {}
-        )
+        pruned = pruning(encoder, digest, config)
         test = prepared(pixels, image_files(Path(config.images))[:MEASURED]) if config.images else None
     keeps = evenly(encoder, config.keep)
     if config.flops and test is not None:
         with progress.stage("what each layer keeps"):
-            keeps = shared_out(encoder, by_selector(selectors), test, config.flops, config.bypass)
-    way: nn.Module = Chosen(encoder, keeps, selectors, config.bypass) if keeps else encoder
+            keeps = shared_out(encoder, pruned, test, config.flops)
+    way = pruned(keeps) if keeps else encoder
     size, dim = encoder.size, encoder.table.shape[-1]
     inputs = (TensorSpec("pixels", "float32", (1, 3, size, size)),)
     outputs = (TensorSpec("features", "float32", (1, encoder.tokens, dim)),)
@@ -291,10 +286,11 @@ def export(config: VisionExportConfig, progress: Any) -> dict[str, Any]:
         "size": size,
         "tokens": encoder.tokens,
         "prefix": encoder.prefix,
-        "keeps": {str(n): count for n, count in keeps.items()},
-        "bypass": config.bypass,
-        "flops": flops(encoder, keeps, bypass=config.bypass),
-        "flops_whole": flops(encoder, {}),
+        "method": config.method if keeps else "whole",
+        "keeps": {str(n): count for n, count in getattr(way, "keeps", {}).items()},
+        "bypass": getattr(way, "bypass", "plain"),
+        "flops": flops(way),
+        "flops_whole": flops(encoder),
         "furthest_from_pytorch": off,
     }
     if test is not None and keeps:
@@ -306,14 +302,14 @@ def export(config: VisionExportConfig, progress: Any) -> dict[str, Any]:
     return facts
 
 
-class Chosen(Pruned):
-    """A pruned encoder that holds its selectors, as an export needs it."""
-
-    def __init__(
-        self, encoder: Encoder, keeps: Mapping[int, int], selectors: Mapping[int, Selector], bypass: str
-    ) -> None:
-        super().__init__(encoder, keeps, by_selector(selectors), bypass)
-        self.selectors = nn.ModuleDict({str(number): selectors[number] for number in keeps})
+def pruning(encoder: Encoder, digest: str, config: VisionExportConfig) -> Way:
+    """The way to prune that was asked for."""
+    if config.method == "merge":
+        return lambda keeps: Merged(encoder, keeps)
+    if not config.selectors:
+        return lambda keeps: Pruned(encoder, keeps, by_norm)  # of no layer: the configuration saw to that
+    by = BySelector(selector_training.read(Path(config.selectors), encoder, digest))
+    return lambda keeps: Pruned(encoder, keeps, by, config.bypass)
 
 
 @torch.no_grad()

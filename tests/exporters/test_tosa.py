@@ -9,13 +9,13 @@ import torch
 
 from edgespec.errors import InputError
 from edgespec.exporters.tosa import (
+    BySelector,
     Merged,
     Pruned,
     Selector,
     by_chance,
     by_norm,
     by_previous,
-    by_selector,
     by_truth,
     evenly,
     flops,
@@ -26,7 +26,7 @@ from tests.helpers.tiny_vision import SIZE, model
 
 PIXELS = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 WAYS: dict[str, Callable] = {
-    "selector": by_selector({1: Selector(2), 3: Selector(2)}),
+    "selector": BySelector({1: Selector(2), 3: Selector(2)}),
     "true": by_truth,
     "previous": by_previous,
     "norm": by_norm,
@@ -129,25 +129,48 @@ def test_merging_two_equal_patches_changes_them_alike() -> None:
     )
 
 
+@torch.no_grad()
+def test_merging_by_hand() -> None:
+    """Token for token: the groups' means take part, and each patch gets its group's change."""
+    whole = encoder("deit")
+    merged = Merged(whole, {1: 11})
+    x, scores = whole.layers[0](whole.embed(PIXELS))
+    out = merged.through(1, whole.layers[1], x, scores)
+    first, second = range(whole.prefix, whole.tokens, 2), range(whole.prefix + 1, whole.tokens, 2)
+    for image in range(2):
+        like = {i: torch.cosine_similarity(x[image, i], x[image, list(second)], dim=-1) for i in first}
+        joining = sorted(first, key=lambda i: -float(like[i].max()))[: whole.patches - 11]
+        groups = [[i] for i in range(whole.prefix)] + [[i] for i in first if i not in joining]
+        groups += [[j, *(i for i in joining if second[int(like[i].argmax())] == j)] for j in second]
+        means = torch.stack([x[image, group].mean(0) for group in groups])[None]
+        change = whole.layers[1](means)[0][0] - means[0]
+        for group, each in zip(groups, change, strict=True):
+            torch.testing.assert_close(out[image, group], x[image, group] + each, atol=1e-5, rtol=1e-5)
+    assert Merged(whole, {1: 2}).keeps == {1: 8}
+
+
 def test_flops_are_those_of_every_product() -> None:
     """Counted again by PyTorch's own counter of the run itself."""
     from torch.utils.flop_counter import FlopCounterMode
 
     whole = encoder()
-    for keeps, bypass in (({}, "plain"), (evenly(whole, 0.5), "plain"), ({1: 3}, "nearest")):
-        way = Pruned(whole, keeps, by_norm, bypass)
+    by = BySelector({1: Selector(2), 3: Selector(2)})
+    ways: list[Encoder | Pruned] = [
+        whole,
+        Pruned(whole, evenly(whole, 0.5), by_norm),
+        Merged(whole, {1: 9, 3: 12}),
+    ]
+    ways += [Pruned(whole, {1: 3}, by_norm, "nearest"), Pruned(whole, {3: 5}, by, "nearest")]
+    for way in ways:
         x = whole.embed(PIXELS[:1])
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             scores = torch.empty(0)
             for number, layer in enumerate(whole.layers):
-                if number in keeps:
+                if isinstance(way, Pruned) and number in way.keeps:
                     x = way.through(number, layer, x, scores)
                 else:
                     x, scores = layer(x)
-        assert flops(whole, keeps, False, bypass) == counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        Selector(2)(torch.randn(1, 2, whole.tokens, whole.tokens), 16)
-    assert flops(whole, {1: 3}) - flops(whole, {1: 3}, selecting=False) == counter.get_total_flops()
+        assert flops(way) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from edgespec.cli import main
 from edgespec.exporters import selector_training
 from edgespec.exporters.images import open_image
-from edgespec.exporters.tosa import by_selector, flops
-from edgespec.exporters.vision import Chosen, open_encoder, prepared, shared_out
+from edgespec.exporters.tosa import BySelector, Merged, Pruned, flops
+from edgespec.exporters.vision import open_encoder, prepared, shared_out
 from tests.helpers import tiny_vision
 
 
@@ -79,10 +79,22 @@ def test_eval_says_what_each_way_costs(made: Path, capsys: pytest.CaptureFixture
         assert picture.width > 100
 
 
-@pytest.mark.parametrize("words", [[], ["--keep", "0.5"], ["--flops", "0.8"]], ids=["whole", "keep", "flops"])
+WORDS = {
+    "whole": [],
+    "keep": ["--keep", "0.5"],
+    "plain": ["--keep", "0.5", "--bypass", "plain"],
+    "flops": ["--flops", "0.8"],
+    "merge": ["--keep", "0.6", "--method", "merge"],
+    "merge-flops": ["--flops", "0.9", "--method", "merge"],
+}
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
 def test_a_graph_gives_the_encoders_features(made: Path, tmp_path: Path, words: list[str]) -> None:
     """ONNX Runtime against PyTorch on the images, all shapes fixed, no weights outside of the file."""
-    given = ["--selectors", str(made / "selectors.safetensors"), "--images", str(made / "images")]
+    merging = "merge" in words
+    given = ["--images", str(made / "images")]
+    given += [] if merging else ["--selectors", str(made / "selectors.safetensors")]
     assert (
         main(["vision", "export", str(made / "model"), "-o", str(tmp_path / "out"), *given, *words, "-q"])
         == 0
@@ -91,11 +103,21 @@ def test_a_graph_gives_the_encoders_features(made: Path, tmp_path: Path, words: 
     assert facts["furthest_from_pytorch"] < 1e-5
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["vision.json", "vision.onnx"]
     encoder, pixels, digest = open_encoder(str(made / "model"))
-    selectors = selector_training.read(made / "selectors.safetensors", encoder, digest)
+    by = BySelector(selector_training.read(made / "selectors.safetensors", encoder, digest))
     keeps = {int(n): count for n, count in facts["keeps"].items()}
-    assert bool(keeps) == bool(words) and facts["flops"] == flops(encoder, keeps, bypass="nearest")
+    assert bool(keeps) == bool(words)
+    way = (
+        Merged(encoder, keeps)
+        if merging
+        else Pruned(encoder, keeps, by, facts["bypass"])
+        if keeps
+        else encoder
+    )
+    assert facts["flops"] == flops(way) and facts["bypass"] == (
+        "nearest" if keeps and way.bypass == "nearest" else "plain"
+    )
     if "--flops" in words:
-        assert facts["flops"] <= 0.8 * facts["flops_whole"]
+        assert facts["flops"] <= float(words[1]) * facts["flops_whole"]
     graph = onnx.load(tmp_path / "out" / "vision.onnx")
     onnx.checker.check_model(graph, full_check=True)
     shapes = [
@@ -109,7 +131,6 @@ def test_a_graph_gives_the_encoders_features(made: Path, tmp_path: Path, words: 
     )
     session = ort.InferenceSession(tmp_path / "out" / "vision.onnx", providers=["CPUExecutionProvider"])
     images = prepared(pixels, sorted((made / "images").glob("*.png"))[:3])
-    way = Chosen(encoder, keeps, selectors, "nearest") if keeps else encoder
     for image in images:
         features = session.run(None, {"pixels": image[None].numpy()})[0]
         with torch.no_grad():
@@ -117,20 +138,24 @@ def test_a_graph_gives_the_encoders_features(made: Path, tmp_path: Path, words: 
 
 
 def test_flops_are_taken_where_they_cost_least(made: Path) -> None:
-    """Sharing out is no worse than the same part everywhere, and never over its limit."""
+    """Never over the limit, and no layer is pruned where all FLOPs are there."""
     encoder, pixels, digest = open_encoder(str(made / "model"))
-    by = by_selector(selector_training.read(made / "selectors.safetensors", encoder, digest))
+    by = BySelector(selector_training.read(made / "selectors.safetensors", encoder, digest))
     test = prepared(pixels, sorted((made / "images").glob("*.png")))
     for part in (0.95, 0.85, 0.75):
-        keeps = shared_out(encoder, by, test, part, "nearest")
-        assert flops(encoder, keeps, bypass="nearest") <= part * flops(encoder, {})
-    assert shared_out(encoder, by, test, 1.0, "nearest") == {}
+        keeps = shared_out(encoder, lambda keeps: Pruned(encoder, keeps, by, "nearest"), test, part)
+        assert 0 < flops(Pruned(encoder, keeps, by, "nearest")) <= part * flops(encoder)
+    assert shared_out(encoder, lambda keeps: Merged(encoder, keeps), test, 1.0) == {}
 
 
-def test_a_real_encoders_graph_compiles_for_a_phone(made: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words", [["--keep", "0.5"], ["--method", "merge", "--keep", "0.5"]], ids=["tosa", "merge"]
+)
+def test_a_graph_compiles_for_a_phone(made: Path, tmp_path: Path, words: list[str]) -> None:
     pytest.importorskip("onnxruntime_qnn", reason="edgespec[qnn] is not installed")
-    given = ["--selectors", str(made / "selectors.safetensors"), "--keep", "0.5", "--soc", "8-elite"]
-    assert main(["vision", "export", str(made / "model"), "-o", str(tmp_path / "out"), *given, "-q"]) == 0
+    given = [] if method == "merge" else ["--selectors", str(made / "selectors.safetensors")]
+    words = ["--method", method, "--keep", "0.5", "--soc", "8-elite", "-q"]
+    assert main(["vision", "export", str(made / "model"), *given, *words, "-o", str(tmp_path / "out")]) == 0
     facts = json.loads((tmp_path / "out" / "vision.json").read_text())
     assert facts["compiled"]["soc"] == "8-elite" and facts["compiled"]["nodes"] >= 1
 
@@ -218,6 +243,8 @@ def test_bad_models_and_selectors(made: Path, tmp_path: Path, capsys: pytest.Cap
         ["export", model, "--selectors", str(damaged), "--keep", "0.5", *out], capsys
     )
     assert "chosen by selectors" in refused(["export", model, "--keep", "0.5", *out], capsys)
+    merge = ["--method", "merge", *chosen]
+    assert "no use for selectors" in refused(["export", model, *merge, *out], capsys)
     assert "give one of them" in refused(["export", model, *chosen, "--flops", "0.5", *images, *out], capsys)
     assert "FLOPs at least" in refused(
         ["export", model, *chosen[:2], "--flops", "0.3", *images, *out], capsys
