@@ -82,7 +82,7 @@ class VisionExportConfig:
         "tosa leaves patches out by selectors, merge lets alike ones pass as one", "tosa", choices=METHODS
     )
     selectors: str = flag(SELECTORS + "; tosa needs it", "")
-    keep: float = flag("part of the patches that stays in every second layer; 1: all", 1.0)
+    keep: float = flag("part of the patches that stays in a pruned layer; 1: all", 1.0)
     flops: float = flag(
         "part of the layers' FLOPs instead: each layer keeps what serves best; needs --images", 0.0
     )

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from edgespec.errors import InputError
-from edgespec.exporters.tosa import Selector, by_truth, received
+from edgespec.exporters.tosa import Pruned, Selector, by_truth, received
 from edgespec.exporters.vision_encoder import Encoder, attention_of
 from edgespec.files import replaced
 
@@ -22,7 +22,7 @@ SCHEMA = "edgespec.selectors/1"
 def fresh(encoder: Encoder, seed: int) -> dict[int, Selector]:
     """A selector for every second layer, which is nearly the attention before it."""
     torch.manual_seed(seed)
-    return {number: Selector(encoder.layers[0].heads) for number in range(1, len(encoder.layers), 2)}
+    return {number: Selector(encoder.layers[0].heads) for number in Pruned.layers(encoder)}
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""Token selective attention: in every second layer only chosen tokens take part, the others bypass it.
+"""Encoders in whose layers fewer tokens take part: chosen ones (ToSA), or the means of alike ones (ToMe).
 
 ToSA (arXiv 2406.08816): a selector reads a standard layer's QK' and tells the next layer's attention, and the
-tokens that it attends to most take part in that layer. Beside it what it is measured against: a random
-choice, the largest tokens, the true attention, and merging (ToMe). Every token leaves the network, and all
+tokens that it attends to most take part in that layer, every second one. Beside it what it is measured
+against: a random choice, the largest tokens, the true attention. Every token leaves the network, and all
 shapes are fixed. Knows encoders, nothing of training or files.
 """
 
@@ -107,13 +107,29 @@ class Pruned(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.keeps, self.importance, self.bypass = encoder, dict(keeps), importance, bypass
-        check_keeps(encoder, self.keeps)
+        self.check_keeps()
+
+    @staticmethod
+    def layers(encoder: Encoder) -> range:
+        """The layers that can be pruned together: every second one."""
+        return range(1, len(encoder.layers), 2)
+
+    def check_keeps(self) -> None:
+        """InputError where layers cannot be pruned so."""
+        for number, count in self.keeps.items():
+            if not 0 < number < len(self.encoder.layers) or number - 1 in self.keeps:
+                raise InputError(
+                    f"layer {number} cannot be pruned: the layer before it is read",
+                    f"prune layers of 1..{len(self.encoder.layers) - 1} with a whole one before each",
+                )
+            if not 0 < count <= self.encoder.patches:
+                raise InputError(f"layer {number} keeps {count} patches", f"keep 1 to {self.encoder.patches}")
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels [B,3,S,S] -> tokens [B,N,D]."""
-        x, scores = self.encoder.embed(pixels), None
+        x, scores = self.encoder.embed(pixels), pixels.new_empty(0)
         for number, layer in enumerate(self.encoder.layers):
-            if number in self.keeps and scores is not None:
+            if number in self.keeps:
                 x = self.through(number, layer, x, scores)
             else:
                 x, scores = layer(x)
@@ -151,24 +167,36 @@ class Merged(Pruned):
 
     Patches are parted into two halves; those of the first that are most like one of the second join it, and
     their mean takes part. After the layer each gets its group's change. At most half of the patches can be
-    merged in one layer: a smaller number to keep is raised to that. The paper merges for good, between
-    attention and MLP, and compares keys; here all patches leave the layer, and tokens are compared (cosine),
-    which needs no product of the layer's.
+    merged in one layer: a smaller number to keep is raised to that. Every layer can be pruned. The paper
+    merges for good, between attention and MLP, and compares keys; here all patches leave the layer, and
+    tokens are compared (cosine), which needs no product of the layer's.
     """
 
     def __init__(self, encoder: Encoder, keeps: Mapping[int, int]) -> None:
         half = encoder.patches - encoder.patches // 2
         super().__init__(encoder, {n: max(count, half) for n, count in keeps.items()}, by_norm)
 
+    @staticmethod
+    def layers(encoder: Encoder) -> range:
+        """All of them: nothing is read of the layer before."""
+        return range(len(encoder.layers))
+
+    def check_keeps(self) -> None:
+        """InputError for a layer that is not there, or more patches than there are."""
+        for number, count in self.keeps.items():
+            if number not in self.layers(self.encoder) or count > self.encoder.patches:
+                raise InputError(
+                    f"layer {number} cannot keep {count} patches",
+                    f"there are {len(self.encoder.layers)} layers and {self.encoder.patches} patches",
+                )
+
     def through(self, number: int, layer: Any, x: Tensor, scores: Tensor) -> Tensor:
         """The layer over merged tokens, the change handed back to all; fixed shapes throughout."""
         prefix, gone = self.encoder.prefix, self.encoder.patches - self.keeps[number]
         front, first, second = x[:, :prefix], x[:, prefix::2], x[:, prefix + 1 :: 2]
-        unit = (nn.functional.normalize(half, dim=-1) for half in (first, second))
-        like, partner = (next(unit) @ next(unit).transpose(1, 2)).max(-1)
-        order = like.topk(
-            first.shape[1], 1
-        ).indices  # those that join, then those that stay
+        one, other = (nn.functional.normalize(half, dim=-1) for half in (first, second))
+        like, partner = (one @ other.transpose(1, 2)).max(-1)
+        order = like.topk(first.shape[1], 1).indices  # those that join, then those that stay
         to = partner.gather(1, order[:, :gone])
         ordered = first.gather(1, spread(order, x))
         joins = (to[..., None] == torch.arange(second.shape[1], device=x.device)).to(x.dtype)
@@ -196,24 +224,10 @@ def spread(index: Tensor, x: Tensor) -> Tensor:
     return index[..., None].expand(-1, -1, x.shape[-1])
 
 
-def check_keeps(encoder: Encoder, keeps: Mapping[int, int]) -> None:
-    """InputError where layers cannot be pruned so."""
-    for number, count in keeps.items():
-        if not 0 < number < len(encoder.layers) or number - 1 in keeps:
-            raise InputError(
-                f"layer {number} cannot be pruned: the layer before it is read",
-                f"prune layers of 1..{len(encoder.layers) - 1} with a whole one before each",
-            )
-        if not 0 < count <= encoder.patches:
-            raise InputError(f"layer {number} keeps {count} patches", f"keep 1 to {encoder.patches}")
-
-
-def evenly(encoder: Encoder, ratio: float) -> dict[int, int]:
-    """The same part of the patches in every second layer; none where all of them stay."""
-    if ratio >= 1:
-        return {}
+def evenly(encoder: Encoder, ratio: float, way: type[Pruned] = Pruned) -> dict[int, int]:
+    """The same part of the patches in every layer that a way can prune; none where all of them stay."""
     count = max(1, round(ratio * encoder.patches))
-    return {number: count for number in range(1, len(encoder.layers), 2)}
+    return {} if ratio >= 1 else dict.fromkeys(way.layers(encoder), count)
 
 
 def flops(way: Encoder | Pruned) -> int:

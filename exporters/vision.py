@@ -160,12 +160,13 @@ def evaluate(config: VisionEvalConfig, progress: Any) -> dict[str, Any]:
         methods = {"tosa": BySelector(selectors)} | methods
     rows = []
     with progress.stage("methods") as advance:
-        total = len(config.ratios) * (2 * len(methods) + 1)
+        total = len(config.ratios) * (2 * len(methods) + 2)
         for ratio in config.ratios:
             keeps = evenly(encoder, ratio)
             ways = {n: Pruned(encoder, keeps, by) for n, by in methods.items()}
             ways |= {f"{n}+nearest": Pruned(encoder, keeps, by, "nearest") for n, by in methods.items()}
             ways["merged"] = Merged(encoder, keeps)
+            ways["merged, all"] = Merged(encoder, evenly(encoder, ratio, Merged))
             for name, way in ways.items():
                 part = {"method": name, "keep": ratio, "flops": flops(way) / flops(encoder)}
                 rows.append(part | likeness(way, test, whole))
@@ -227,8 +228,8 @@ def kept_of(way: Pruned, pixels: Tensor) -> dict[int, Tensor]:
 
 
 @torch.no_grad()
-def shared_out(encoder: Encoder, pruned: Way, test: Tensor, part: float) -> dict[int, int]:
-    """What every second layer keeps, so that the layers need at most `part` of their FLOPs.
+def shared_out(layers: range, encoder: Encoder, pruned: Way, test: Tensor, part: float) -> dict[int, int]:
+    """What each of the layers keeps, so that the layers need at most `part` of their FLOPs.
 
     Each layer's loss of likeness is measured with that layer alone pruned, for each of STEPS; then always
     that layer goes a step down which loses least for a FLOP saved. InputError where no step is left.
@@ -236,7 +237,7 @@ def shared_out(encoder: Encoder, pruned: Way, test: Tensor, part: float) -> dict
     whole, limit = torch.cat([encoder(one) for one in test.split(4)]), part * flops(encoder)
     counts = [encoder.patches, *(max(1, round(ratio * encoder.patches)) for ratio in STEPS)]
     lost: dict[int, list[float]] = {}
-    for number in range(1, len(encoder.layers), 2):
+    for number in layers:
         ways = (pruned({number: count}) for count in counts[1:])
         lost[number] = [0.0, *(1 - likeness(way, test, whole)["similarity"] for way in ways)]
     level = dict.fromkeys(lost, 0)
@@ -263,12 +264,13 @@ def export(config: VisionExportConfig, progress: Any) -> dict[str, Any]:
     """Write the encoder's graph and its facts; the facts, with how far it is from PyTorch's numbers."""
     with progress.stage("encoder"):
         encoder, pixels, digest = open_encoder(config.model)
+        kind = Merged if config.method == "merge" else Pruned
         pruned = pruning(encoder, digest, config)
         test = prepared(pixels, image_files(Path(config.images))[:MEASURED]) if config.images else None
-    keeps = evenly(encoder, config.keep)
+    keeps = evenly(encoder, config.keep, kind)
     if config.flops and test is not None:
         with progress.stage("what each layer keeps"):
-            keeps = shared_out(encoder, pruned, test, config.flops)
+            keeps = shared_out(kind.layers(encoder), encoder, pruned, test, config.flops)
     way = pruned(keeps) if keeps else encoder
     size, dim = encoder.size, encoder.table.shape[-1]
     inputs = (TensorSpec("pixels", "float32", (1, 3, size, size)),)

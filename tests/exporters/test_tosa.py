@@ -186,3 +186,13 @@ def test_flops_are_those_of_every_product() -> None:
 def test_what_is_refused(keeps: dict[int, int], said: str) -> None:
     with pytest.raises(InputError, match=said):
         Pruned(encoder(), keeps, by_norm)
+
+
+def test_merging_may_prune_every_layer() -> None:
+    whole = encoder()
+    assert evenly(whole, 0.75, Merged) == {0: 12, 1: 12, 2: 12, 3: 12} and evenly(whole, 1.0, Merged) == {}
+    with torch.no_grad():
+        assert Merged(whole, {0: 12, 1: 8, 2: 16, 3: 9})(PIXELS).shape == (2, whole.tokens, 32)
+    for keeps in ({4: 9}, {0: 17}):
+        with pytest.raises(InputError, match="cannot keep"):
+            Merged(whole, keeps)

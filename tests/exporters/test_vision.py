@@ -69,7 +69,7 @@ def test_eval_says_what_each_way_costs(made: Path, capsys: pytest.CaptureFixture
     found = json.loads(capsys.readouterr().out)
     assert json.loads((out / "vision.json").read_text())["rows"] == found["rows"]
     rows = {(r["method"], r["keep"]): r for r in found["rows"]}
-    assert {m for m, _ in rows} == {"tosa", "random", "norm", "previous", "true", "merged"} | {
+    assert {m for m, _ in rows} == {"tosa", "random", "norm", "previous", "true", "merged", "merged, all"} | {
         f"{m}+nearest" for m in ("tosa", "random", "norm", "previous", "true")
     }
     for method in ("tosa", "true", "norm"):
@@ -143,9 +143,11 @@ def test_flops_are_taken_where_they_cost_least(made: Path) -> None:
     by = BySelector(selector_training.read(made / "selectors.safetensors", encoder, digest))
     test = prepared(pixels, sorted((made / "images").glob("*.png")))
     for part in (0.95, 0.85, 0.75):
-        keeps = shared_out(encoder, lambda keeps: Pruned(encoder, keeps, by, "nearest"), test, part)
+        pruned = lambda keeps: Pruned(encoder, keeps, by, "nearest")  # noqa: E731
+        keeps = shared_out(Pruned.layers(encoder), encoder, pruned, test, part)
         assert 0 < flops(Pruned(encoder, keeps, by, "nearest")) <= part * flops(encoder)
-    assert shared_out(encoder, lambda keeps: Merged(encoder, keeps), test, 1.0) == {}
+    layers = Merged.layers(encoder)
+    assert shared_out(layers, encoder, lambda keeps: Merged(encoder, keeps), test, 1.0) == {}
 
 
 @pytest.mark.parametrize("method", ["tosa", "merge"])
