@@ -136,7 +136,8 @@ def test_a_bundle_that_is_not_as_it_was_made(
 @pytest.fixture
 def talk(bundle: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     made = program(tmp_path / "runtime", "slow")
-    code = (
+    code = (  # a shell that starts the tests in the background lets its children ignore SIGINT
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from pathlib import Path; from edgespec.runtime import session\n"
         f"session.binary = lambda note, form: Path({str(made)!r})\n"
         "from edgespec.cli import main; sys.exit(main())"
