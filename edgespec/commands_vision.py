@@ -32,7 +32,7 @@ def vision_train_selector(config: VisionTrainConfig, as_json: bool, progress: Pr
 def vision_eval(config: VisionEvalConfig, as_json: bool, progress: Progress) -> int:
     """Show what leaving patches out costs in features, beside other ways to choose and to merge."""
     config.check()
-    Path(config.output).mkdir(parents=True, exist_ok=True)
+    Path(config.output).mkdir(exist_ok=True)
     found = load("edgespec.exporters.vision", "evaluate", extra="vision")(config, progress)
     rows = [
         (

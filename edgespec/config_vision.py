@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgespec.errors import InputError
-from edgespec.flags import between, check_file, check_place, flag
+from edgespec.flags import between, check_file, check_folder, check_place, flag
 from edgespec.soc import NAMES
 
 MODEL = "Hugging Face folder of an image encoder (ViT, DeiT, DINOv2, SigLIP, CLIP)"
@@ -67,6 +67,7 @@ class VisionEvalConfig:
             )
         between("limit", self.limit, 1, 2**20)
         between("pictures", self.pictures, 0, 100)
+        check_folder("output", self.output)
         if self.selectors:
             check_file("selectors", self.selectors)
         return self
@@ -96,6 +97,7 @@ class VisionExportConfig:
 
     def check(self) -> VisionExportConfig:
         """Itself, or an InputError for the first value that cannot work."""
+        check_folder("output", self.output)
         between("keep", self.keep, 0.01, 1)
         between("flops", self.flops, 0, 1)
         if self.flops and self.keep < 1:

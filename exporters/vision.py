@@ -147,7 +147,7 @@ def evaluate(config: VisionEvalConfig, progress: Any) -> dict[str, Any]:
         encoder, pixels, digest = open_encoder(config.model)
         files = image_files(Path(config.images))[: config.limit]
         test = prepared(pixels, files)
-        whole = torch.cat([encoder(one) for one in test.split(4)])
+        whole = features(encoder, test)
     methods: dict[str, Importance] = {
         "random": by_chance(config.seed),
         "norm": by_norm,
@@ -177,10 +177,14 @@ def evaluate(config: VisionEvalConfig, progress: Any) -> dict[str, Any]:
     return {"images": len(files), "tokens": encoder.tokens, "rows": rows}
 
 
+def features(way: nn.Module, test: Tensor) -> Tensor:
+    """The tokens [n,N,D] of images, a few at a time: QK' of many would fill the memory."""
+    return torch.cat([way(one) for one in test.split(4)])
+
+
 def likeness(way: nn.Module, test: Tensor, whole: Tensor) -> dict[str, float]:
     """How like a pruned encoder's features are to the whole one's: the mean, and the worst image's mean."""
-    found = torch.cat([way(one) for one in test.split(4)])
-    images = torch.cosine_similarity(found, whole, dim=-1).mean(1)
+    images = torch.cosine_similarity(features(way, test), whole, dim=-1).mean(1)
     return {"similarity": float(images.mean()), "worst": float(images.min())}
 
 
@@ -234,7 +238,7 @@ def shared_out(layers: range, encoder: Encoder, pruned: Way, test: Tensor, part:
     Each layer's loss of likeness is measured with that layer alone pruned, for each of STEPS; then always
     that layer goes a step down which loses least for a FLOP saved. InputError where no step is left.
     """
-    whole, limit = torch.cat([encoder(one) for one in test.split(4)]), part * flops(encoder)
+    whole, limit = features(encoder, test), part * flops(encoder)
     counts = [encoder.patches, *(max(1, round(ratio * encoder.patches)) for ratio in STEPS)]
     lost: dict[int, list[float]] = {}
     for number in layers:
@@ -297,7 +301,7 @@ def export(config: VisionExportConfig, progress: Any) -> dict[str, Any]:
     }
     if test is not None and keeps:
         with torch.no_grad():
-            facts |= likeness(way, test, torch.cat([encoder(one) for one in test.split(4)]))
+            facts |= likeness(way, test, features(encoder, test))
     if config.soc:
         facts["compiled"] = compiled(folder / GRAPH, config.soc, progress)
     written_whole(folder / FACTS, json.dumps(facts, indent=1) + "\n")

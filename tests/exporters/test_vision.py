@@ -242,6 +242,10 @@ def test_bad_models_and_selectors(made: Path, tmp_path: Path, capsys: pytest.Cap
     assert "no file of selectors" in refused(
         ["export", model, "--selectors", str(damaged), "--keep", "0.5", *out], capsys
     )
+    (tmp_path / "file").write_text("mine")
+    for word in ("eval", "export"):
+        said = refused([word, model, *images, "-o", str(tmp_path / "file")], capsys)
+        assert "exists and is no folder" in said and (tmp_path / "file").read_text() == "mine"
     assert "chosen by selectors" in refused(["export", model, "--keep", "0.5", *out], capsys)
     merge = ["--method", "merge", *chosen]
     assert "no use for selectors" in refused(["export", model, *merge, *out], capsys)
