@@ -36,7 +36,7 @@ from edgespec.bundle_files import (
 from edgespec.errors import BackendError, BundleError, InputError
 from edgespec.spec import CompiledEntry, GraphSpec, Manifest, ModelEntry, from_json, to_json
 
-SCHEMA = 6
+SCHEMA = 7
 LARGEST_MANIFEST = 16 * 2**20
 
 

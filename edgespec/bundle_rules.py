@@ -12,6 +12,7 @@ from edgespec import policy
 from edgespec.errors import BundleError, InputError
 from edgespec.soc import NAMES as SOCS
 from edgespec.spec import (
+    ABSORBING,
     BYTES_PER_ELEMENT,
     CACHED,
     CONTRACTS,
@@ -23,6 +24,7 @@ from edgespec.spec import (
     POSITIONS,
     PRECISIONS,
     STEPS,
+    VISION_METHODS,
     CacheSpec,
     GraphSpec,
     Manifest,
@@ -30,11 +32,13 @@ from edgespec.spec import (
     ModelSpec,
     TensorSpec,
     TokenizerEntry,
+    VisionEntry,
     context_tensors,
     policy_inputs,
     policy_outputs,
     step_inputs,
     step_outputs,
+    vision_tensors,
 )
 
 LARGEST = {
@@ -65,6 +69,7 @@ def check(manifest: Manifest) -> None:
         raise _fault("models.draft.context_rows", "are the target's head rows, and the two have other widths")
     vocab = max(model.spec.vocab for model in manifest.models)
     _check_tokenizer(manifest.tokenizer, vocab)
+    _check_vision(manifest)
     _check_compiled(manifest)
     for name, entry in manifest.files.items():
         if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
@@ -177,12 +182,12 @@ def _check_graph(graph: GraphSpec, model: ModelEntry, where: str) -> None:
         return _check_policy_graph(graph, model, where)
     if not 1 <= graph.width <= cache.widest:
         raise _fault(f"{where}.width", f"is {graph.width}, not 1 to the widest {cache.widest}")
-    fixed = {"decode": 1, "draft": 2, "prefill": cache.block}.get(graph.kind, graph.width)
+    fixed = {"decode": 1, "draft": 2, **dict.fromkeys(ABSORBING, cache.block)}.get(graph.kind, graph.width)
     if graph.width != fixed or (graph.kind == "verify" and graph.width < 2):
         raise _fault(f"{where}.width", f"is {graph.width}, which no {graph.kind} graph has")
     # Sizes first: the expected tensors are only built where the file has as many.
     context = model.context_rows
-    more = 1 if graph.kind == "prefill" else 2 if graph.kind == "draft" and context else 0
+    more = {"prefill": 1, "embeds": 2, "draft": 2 if context else 0}.get(graph.kind, 0)
     expected = 2 * spec.layers + 3 + more
     if len(graph.inputs) != expected:
         raise _fault(f"{where}.inputs", f"are {len(graph.inputs)}, not {expected}")
@@ -259,6 +264,45 @@ def _check_complete(model: ModelEntry, where: str) -> None:
     for kind, bucket in wanted:
         if (kind, bucket) not in have:
             raise _fault(f"{where}.graphs", f"lack {kind} for policy {model.cache.policy}, bucket {bucket}")
+
+
+def _check_vision(manifest: Manifest) -> None:
+    """At most one image encoder, and a target that takes what it gives, in every bucket."""
+    target = next(model for model in manifest.models if model.name == "target")
+    wanted = set(target.cache.buckets) if manifest.vision else set()
+    for model in manifest.models:
+        found = {g.bucket for g in model.graphs if g.kind == "embeds"}
+        if found != (wanted if model is target else set()):
+            raise _fault(
+                f"models.{model.name}.graphs", "hold embeds graphs for other buckets than images need"
+            )
+    if len(manifest.vision) > 1:
+        raise _fault("vision", f"are {len(manifest.vision)} image encoders, and a target has one")
+    for entry in manifest.vision:
+        _check_encoder(entry, target)
+
+
+def _check_encoder(entry: VisionEntry, target: ModelEntry) -> None:
+    for name, most in (
+        ("size", 2**14),
+        ("rows", target.spec.positions),
+        ("tokens", 2**20),
+        ("flops_whole", 2**48),
+    ):
+        if not 1 <= getattr(entry, name) <= most:
+            raise _fault(f"vision.{name}", f"is {getattr(entry, name)}, not 1 to {most}")
+    if entry.token >= target.spec.vocab:
+        raise _fault("vision.token", f"is {entry.token}, and the vocabulary has {target.spec.vocab}")
+    _known(entry.method, VISION_METHODS, "vision.method")
+    if bool(entry.keeps) != (entry.method != "whole") or not all(number.isdigit() for number in entry.keeps):
+        raise _fault("vision.keeps", f"names layers in a way that {entry.method} does not")
+    graph, tensors = entry.graph, vision_tensors(entry.size, entry.rows, target.spec.hidden)
+    if (graph.kind, graph.width, graph.bucket) != ("vision", entry.rows, 0):
+        raise _fault(
+            "vision.graph", f"is a {graph.kind[:20]!a} of width {graph.width}, not vision of {entry.rows}"
+        )
+    _same(graph.inputs, tensors[0], "vision.graph.inputs")
+    _same(graph.outputs, tensors[1], "vision.graph.outputs")
 
 
 def _check_compiled(manifest: Manifest) -> None:

@@ -104,7 +104,10 @@ def generate(config: GenerateConfig, as_json: bool, progress: Progress) -> int:
         _opened(config, progress, costs) as runtime,
     ):
         session = runtime.session()
-        for piece in session.stream(config.prompt, settings, raw=config.raw, trace=trace):
+        if config.image:
+            _give_sight(runtime)
+        asked = {"raw": config.raw, "trace": trace, "images": config.image}
+        for piece in session.stream(config.prompt, settings, **asked):
             if not as_json:
                 print(piece, end="", flush=True)
     if as_json:
@@ -231,6 +234,13 @@ def _opened(config: GenerateConfig | ChatConfig, progress: Progress, costs: Any 
     return runtime_type.open(
         config.bundle, config.threads, note=progress.note, remote=remote, costs=costs, soc=config.soc
     )
+
+
+def _give_sight(runtime: Any) -> None:
+    """Let a runtime make pictures of images, where its bundle reads any."""
+    for entry in runtime.bundle.manifest.vision:
+        sight = load("edgespec.exporters.images", "Sight", extra="vision")
+        runtime.sight = sight(runtime.bundle.path / entry.processor, entry)
 
 
 def _settings(config: GenerateConfig | ChatConfig) -> Any:

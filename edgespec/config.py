@@ -100,6 +100,15 @@ class ExportConfig:
     )
     draft_budget: int = flag("cache rows of the draft that survive an eviction", 256)
     draft_policy: str = flag("how the draft's evicted rows are chosen, as --policy", "keydiff")
+    vision_keep: float = flag(
+        "of a target that reads images: part of the patches that stays in a pruned layer of its encoder", 1.0
+    )
+    vision_method: str = flag(
+        "merge lets alike patches pass as one; tosa leaves patches out by selectors",
+        "merge",
+        choices=("merge", "tosa"),
+    )
+    vision_selectors: str | None = flag("file of edgespec vision train-selector TARGET; tosa needs it", None)
     text: str | None = flag("text file for calibration and token frequencies", None)
     force: bool = flag("replace the bundle at the output once the new one is complete", False)
 
@@ -125,7 +134,8 @@ class ExportConfig:
         self._check_weights()
         check_model("target", self.target)
         check_model("draft", self.draft, DRAFTS)
-        for name in ("text", "draft_vocab"):
+        self._check_vision()
+        for name in ("text", "draft_vocab", "vision_selectors"):
             check_file(name, getattr(self, name))
         check_output(Path(os.path.abspath(self.output)), self.force)
         return self
@@ -185,6 +195,18 @@ class ExportConfig:
         check_policy(
             self.draft_policy, self.sinks, self.recent, self.draft_budget, self.block, whose="draft-"
         )
+
+    def _check_vision(self) -> None:
+        between("vision_keep", self.vision_keep, 0.01, 1)
+        one_of("vision_method", self.vision_method, ("merge", "tosa"))
+        if self.vision_keep < 1 and self.vision_method == "tosa" and self.vision_selectors is None:
+            hint = "train them (edgespec vision train-selector), or use --vision-method merge"
+            raise InputError("patches are chosen by selectors", hint)
+        if self.vision_selectors is not None and (self.vision_keep == 1 or self.vision_method == "merge"):
+            raise InputError(
+                "selectors are given, and no patch is left out by them",
+                "add --vision-method tosa --vision-keep 0.6, or leave --vision-selectors out",
+            )
 
     def _check_weights(self) -> None:
         one_of("device", self.device, DEVICES)
@@ -306,6 +328,9 @@ class GenerateConfig(_Answering):
     """`edgespec generate`: the bundle, the prompt and how to sample and draft."""
 
     prompt: str = flag("what to say to the model", positional=True)
+    image: tuple[str, ...] = flag(
+        "an image that the prompt is about, before its words; may be given several times", (), repeated=True
+    )
     min_p: float = flag("leave out tokens below this share of the likeliest one's probability", 0.0)
     drafter: str = flag("who drafts", "auto", choices=("auto", "draft", "ngram", "both", "none"))
     no_draft: bool = flag("decode plainly, the same as --drafter none", False)
@@ -321,6 +346,8 @@ class GenerateConfig(_Answering):
         if not self.prompt.strip():
             raise InputError("the prompt is empty", 'write one: edgespec generate BUNDLE "..."')
         super().check()
+        for image in self.image:
+            check_file("image", image)
         between("min_p", self.min_p, 0, 1)
         between("draft_tokens", self.draft_tokens, 0, 2**20)
         if self.profile and self.via:

@@ -20,7 +20,7 @@ from edgespec.bundle import Bundle
 from edgespec.errors import BundleError
 from edgespec.policy import carries
 from edgespec.pte import DELEGATE_NAME, MethodCost, read_pte
-from edgespec.spec import BYTES_PER_ELEMENT, GraphSpec, ModelEntry, TensorSpec
+from edgespec.spec import ABSORBING, BYTES_PER_ELEMENT, GraphSpec, ModelEntry, TensorSpec
 
 LOOKUPS = ("Gather", "GatherBlockQuantized")
 ANGLES = {("GroupQueryAttention", 7), ("GroupQueryAttention", 8)}  # tables of cosines and sines
@@ -275,7 +275,7 @@ def _count_products(graph: Any, spec: GraphSpec) -> tuple[int, int]:
     ops = numbers = 0
     seen: set[str] = set()
     for place, (given, k, n) in enumerate(products, 1):
-        rows = 1 if spec.kind == "prefill" and place == len(products) else spec.width
+        rows = 1 if spec.kind in ABSORBING and place == len(products) else spec.width
         ops += 2 * rows * k * n
         numbers += rows * (n + (0 if given in seen else k))
         seen.add(given)

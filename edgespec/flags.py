@@ -46,6 +46,9 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field, hint: Any) -> None:
     elif item.default not in (None, ()):
         shown = listed(item.default) if isinstance(item.default, tuple) else item.default
         extra["help"] += f" (default: {shown})"
+    if item.metadata.get("repeated"):
+        parser.add_argument(*names, **(extra | {"metavar": "FILE", "action": _Another}))
+        return
     if "choices" not in extra:
         words = {
             int: "N",
@@ -67,6 +70,13 @@ class _Tuple(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         setattr(namespace, self.dest, tuple(values))
+
+
+class _Another(argparse.Action):
+    """One more word each time that a flag is given."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
 
 
 def from_values(kind: type, values: dict[str, Any]) -> Any:

@@ -15,14 +15,17 @@ from edgespec.errors import BundleError
 
 CONTRACTS = ("rows", "append")
 POSITIONS = ("absolute", "compact")
-STEPS = ("prefill", "verify", "decode", "draft")
-KINDS = (*STEPS, "observe", "commit", "context")
+STEPS = ("prefill", "embeds", "verify", "decode", "draft")
+ABSORBING = ("prefill", "embeds")  # steps that give the logits of one row: the others give those of all
+KINDS = (*STEPS, "observe", "commit", "context", "vision")
 DEVICES = ("cpu", "npu")
 FORMATS = ("onnx", "executorch")
 PRECISIONS = ("int4", "int8", "fp16", "fp32", "w4a16", "w8a16")
 CODED = ("w4a16", "w8a16")  # forms whose activations are codes of 16 bits, and whose caches are of 8
 CACHED = ("float32", "int8")
 MODELS = ("target", "draft")
+VISION = "vision"
+VISION_METHODS = ("whole", "tosa", "merge")
 LAYER_CLASSES = ("linear", "ends", "head", "embedding")
 BYTES_PER_ELEMENT = {"float32": 4, "float16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 LARGEST_INT = 2**48
@@ -161,8 +164,33 @@ class CompiledEntry:
 
 
 @dataclass(frozen=True)
+class VisionEntry:
+    """The target's image encoder and projector: pixels [1,3,size,size] -> features [1,rows,hidden].
+
+    A picture takes `rows` rows of a prompt, each written as the id `token`; `processor` is the folder of the
+    model's own processor, which makes both pixels and prompt. Of the encoder's `tokens` a layer in `keeps`
+    lets so many patches take part, chosen by `method` (whole, tosa, merge).
+    """
+
+    family: str
+    size: int
+    rows: int
+    token: int
+    tokens: int
+    method: str
+    keeps: dict[str, int]
+    flops: int
+    flops_whole: int
+    weights: str
+    graph: GraphSpec
+    processor: str
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """Everything `manifest.json` says. `format`: which runtime's files the graphs are."""
+    """Everything `manifest.json` says. `format`: which runtime's files the graphs are. `vision` has one entry
+    where the target reads images.
+    """
 
     schema: int
     device: str
@@ -172,12 +200,14 @@ class Manifest:
     produced_by: dict[str, str] = field(default_factory=dict)
     compiled: tuple[CompiledEntry, ...] = ()
     format: str = "onnx"
+    vision: tuple[VisionEntry, ...] = ()
 
 
 def step_inputs(
     kind: str, width: int, model: ModelSpec, rows: int, context: int = 0, cached: str = "float32"
 ) -> tuple[TensorSpec, ...]:
-    """Inputs of a step graph: tokens [1,S], position [1], count [1], the row wanted (prefill), 2L caches.
+    """Inputs of a step graph: tokens [1,S], position [1], count [1], the row wanted (prefill, embeds), 2L
+    caches. `embeds` is a prefill that takes features [1,S,hidden] of images for rows of a token below 0.
 
     A cache is [1,KV,rows,d] of the type `cached`; under the `rows` contract its free slots hold zeros. Where
     the head has context rows, `draft` takes them as columns [hidden,R] with the absolute id of the token that
@@ -189,8 +219,10 @@ def step_inputs(
         TensorSpec("position", "int32", (1,)),
         TensorSpec("count", "int32", (1,)),
     ]
-    if kind == "prefill":
+    if kind in ABSORBING:
         head.append(TensorSpec("row", "int32", (1,)))
+    if kind == "embeds":
+        head.append(TensorSpec("features", "float32", (1, width, model.hidden)))
     if kind == "draft" and context:
         head += [
             TensorSpec("context", "float32", (model.hidden, context)),
@@ -212,14 +244,15 @@ def step_outputs(
     top: int = 8,
     context: int = 0,
 ) -> tuple[TensorSpec, ...]:
-    """Outputs of a step graph: logits [1,R,head rows], argmax [1,R] (R = 1 in prefill, else S), new rows.
+    """Outputs of a step graph: logits [1,R,head rows], argmax [1,R] (R = 1 in prefill and embeds, else S),
+    new rows.
 
     A draft also gives entropy [1,S] in nats and its top-k (probabilities and absolute token ids) [1,S,k]; its
     logits are those of the head's own rows, then of the context rows. Where the policy reads queries, the
     rows' own, multiplied by the attention's scale: [S,L,H,d]. New rows are [L,KV,S,d] under the `rows`
     contract, and the 2L updated buffers under `append`.
     """
-    rows = 1 if kind == "prefill" else width
+    rows = 1 if kind in ABSORBING else width
     columns = head_rows + (context if kind == "draft" else 0)
     head = [TensorSpec("logits", "float32", (1, rows, columns)), TensorSpec("argmax", "int32", (1, rows))]
     if kind == "draft":
@@ -252,6 +285,14 @@ def context_tensors(width: int, hidden: int) -> tuple[tuple[TensorSpec, ...], tu
     It fills a draft's context rows, so it belongs to the draft.
     """
     return (TensorSpec("tokens", "int32", (1, width)),), (TensorSpec("rows", "float32", (1, width, hidden)),)
+
+
+def vision_tensors(
+    size: int, rows: int, hidden: int
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of a `vision` graph: pixels [1,3,size,size] -> the features of a prompt's rows."""
+    pixels, features = (1, 3, size, size), (1, rows, hidden)
+    return (TensorSpec("pixels", "float32", pixels),), (TensorSpec("features", "float32", features),)
 
 
 def policy_inputs(

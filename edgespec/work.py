@@ -15,7 +15,7 @@ from edgespec.bundle import Bundle
 from edgespec.count import BundleCost, GraphCost, bytes_policy, count
 from edgespec.errors import BackendError, InputError
 from edgespec.shape import PRECISIONS, Precision, Shape, bytes_codes, bytes_matrix, padded
-from edgespec.spec import CODED, STEPS, ModelEntry
+from edgespec.spec import ABSORBING, CODED, STEPS, ModelEntry
 
 ARITHMETIC = {"int4": "int8", "int8": "int8", "fp16": "float", "fp32": "float"}
 
@@ -194,7 +194,7 @@ def of_shape(
     steps, made = tuple(steps), {}
     slots = budget + block + (max(width for _, width in steps) - 1 if appends else 0)
     for kind, width in steps:
-        ops, numbers = _products(products, head, width, 1 if kind == "prefill" else width)
+        ops, numbers = _products(products, head, width, 1 if kind in ABSORBING else width)
         looked_up = width * bytes_matrix(stored.embedding, 1, shape.hidden)
         made[kind, width, budget] = Step(read + norms + looked_up, codes, numbers, ops, width, slots)
     row = shape.kv_heads * shape.head_dim

@@ -9,7 +9,7 @@ from typing import Any
 from edgespec.bundle import Bundle
 from edgespec.config import ExportConfig
 from edgespec.errors import BackendError
-from edgespec.spec import CODED, CompiledEntry, ModelEntry
+from edgespec.spec import CODED, CompiledEntry, ModelEntry, VisionEntry
 
 
 def export(config: ExportConfig, progress: Any, engine: Any, render: Any = None) -> Bundle:
@@ -41,8 +41,9 @@ def export(config: ExportConfig, progress: Any, engine: Any, render: Any = None)
             target = target or source
             with progress.stage(f"{job.name}: widths agree?"):
                 entries.append(marked(entry, engine(staging.path, entry)))
+        vision = (encoder_for(config, jobs[0], staging.path, progress),) if jobs[0].reads_images else ()
         tokenizer = save_tokenizer(jobs[0].checkpoint.tokenizer, staging.path)
-        whole = manifest(config, entries, tokenizer, jobs)
+        whole = manifest(config, entries, tokenizer, jobs, vision)
         staging.finish(replace(whole, compiled=contexts_for(config.soc, staging.path, entries, progress)))
     return open_bundle(config.output, verify=False)
 
@@ -61,6 +62,18 @@ def exporter(form: str) -> Any:
             "pip install 'edgespec[executorch]', or use --format onnx",
         ) from error
     return export_program
+
+
+def encoder_for(config: ExportConfig, target: Any, folder: Path, progress: Any) -> VisionEntry:
+    """The target's image encoder in the folder; needs the extra vision."""
+    try:
+        from edgespec.exporters.vision import export_images
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f"a model that reads images needs {error.name}, which is not installed",
+            "pip install 'edgespec[vision]'",
+        ) from error
+    return export_images(config, target.checkpoint, folder, progress)
 
 
 def contexts_for(

@@ -32,12 +32,14 @@ from edgespec.exporters.program import Program, build_program
 from edgespec.exporters.step import skeleton
 from edgespec.exporters.weights import Weights
 from edgespec.spec import (
+    ABSORBING,
     CacheSpec,
     GraphSpec,
     Manifest,
     ModelEntry,
     ModelSpec,
     TokenizerEntry,
+    VisionEntry,
     context_tensors,
 )
 
@@ -50,7 +52,8 @@ class Job:
     """One model of a bundle, decided: all that is left is work.
 
     `head_ids` are the rows a draft's head keeps, `context_rows` how many more it is given at run time,
-    `spans` what its activations reach, where they are coded.
+    `spans` what its activations reach, where they are coded. A target that `reads_images` has `embeds`
+    graphs beside its prefill.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Job:
     grids: dict[str, Grid] | None = None
     context_rows: int = 0
     spans: Spans | None = None
+    reads_images: bool = False
 
     def form(self, role: str, name: str) -> str:
         """The form of a parameter by its role and its name in the checkpoint."""
@@ -87,7 +91,9 @@ class Job:
         """Kind and width of every step graph of one bucket."""
         if self.name == "draft":
             return [("prefill", self.cache.block), ("draft", DRAFT_WIDTH)]
-        return [("prefill", self.cache.block), *(("verify", w) for w in self.widths), ("decode", 1)]
+        absorbing = ABSORBING if self.reads_images else ("prefill",)
+        absorbed = [(kind, self.cache.block) for kind in absorbing]
+        return [*absorbed, *(("verify", w) for w in self.widths), ("decode", 1)]
 
     @property
     def steps(self) -> list[tuple[str, int, int]]:
@@ -316,13 +322,16 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> TokenizerEntry:
 
 
 def manifest(
-    config: ExportConfig, entries: list[ModelEntry], tokenizer: TokenizerEntry, jobs: list[Job]
+    config: ExportConfig,
+    entries: list[ModelEntry],
+    tokenizer: TokenizerEntry,
+    jobs: list[Job],
+    vision: tuple[VisionEntry, ...] = (),
 ) -> Manifest:
     """The manifest, but for its files, which are hashed when the bundle is sealed."""
     used = ("executorch",) if config.format == "executorch" else ("onnxruntime",)
     names = ("edgespec", "torch", "transformers", "onnx", "onnxscript", *used)
     tools = {name: version(name) for name in names}
     sources = {f"{job.name}_sha256": job.checkpoint.digest for job in jobs}
-    return Manifest(
-        SCHEMA, config.device, tuple(entries), tokenizer, {}, tools | sources, format=config.format
-    )
+    made = (tools | sources, (), config.format, vision)
+    return Manifest(SCHEMA, config.device, tuple(entries), tokenizer, {}, *made)

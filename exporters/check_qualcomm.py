@@ -23,7 +23,7 @@ from edgespec.exporters.findings import Finding
 from edgespec.exporters.plan import shipped
 from edgespec.exporters.widths import divergence
 from edgespec.soc import NAMES, SOCS, Soc
-from edgespec.spec import CODED, STEPS, CompiledEntry, GraphSpec, ModelEntry
+from edgespec.spec import ABSORBING, CODED, STEPS, CompiledEntry, GraphSpec, ModelEntry
 
 FAR = 1000  # a position where angles computed in fp16 are off (design, section 3)
 ROWS = 512  # most rows in a cache before a step
@@ -184,7 +184,7 @@ def check_steps(entry: ModelEntry, cpu: Any, npu: Any, tokens: Sequence[int], ad
     graphs = [g for g in entry.graphs if g.kind in STEPS and g.bucket == entry.cache.budget]
     for done, graph in enumerate(graphs):
         for place, distances in zip(starts, found, strict=True):
-            if graph.kind != "prefill" or place is starts[-1]:
+            if graph.kind not in ABSORBING or place is starts[-1]:
                 distances.append(distance(cpu, npu, graph, place))
         cpu.close()  # a large model's weights fit in memory once, not once a graph
         npu.close()
@@ -236,7 +236,7 @@ def distance(cpu: Any, npu: Any, graph: GraphSpec, place: Place) -> Distance:
 
 def valid(graph: GraphSpec, made: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
     """What is compared, without padding: logits [R,V], new rows [L,KV,S,d], queries [S,L,H,d]."""
-    logits = made["logits"][0, : 1 if graph.kind == "prefill" else rows]
+    logits = made["logits"][0, : 1 if graph.kind in ABSORBING else rows]
     kept = {name: made[name][:, :, :rows] for name in NEW[:2]}
     if "new_queries" in made:
         kept["new_queries"] = made["new_queries"][:rows]

@@ -32,6 +32,7 @@ from edgespec.exporters.tokenizer import (
     optional_json,
     vocabularies_differ,
 )
+from edgespec.exporters.vision_language import FAMILIES, ImageSide, decoder_of, named
 
 __all__ = ["Checkpoint", "Grid", "Tokenizer", "layer_of", "open_checkpoint", "vocabularies_differ"]
 
@@ -59,13 +60,15 @@ class Weights(Protocol):
 class Checkpoint:
     """A model's configuration, tokenizer and weights; `source` is the user's word, of a path its last name.
 
-    Names are Transformers' own. With tied embeddings `lm_head.weight` may be absent: take the embedding's.
+    Of a vision-language model they are the decoder's, and `images` is the rest. Names are Transformers' own.
+    With tied embeddings `lm_head.weight` may be absent: take the embedding's.
     """
 
     source: str
     config: PretrainedConfig
     tokenizer: Tokenizer
     weights: Weights
+    images: ImageSide | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -131,9 +134,13 @@ def open_checkpoint(word: str) -> Checkpoint:
 
 
 def _open(source: str, path: Path) -> Checkpoint:
+    images = None
     if path.is_dir():
-        config = directory_config(path)
+        config = directory_config(path, tuple(FAMILIES))
         weights: Weights = DirectoryWeights(path)
+        if config.model_type in FAMILIES:
+            images = ImageSide(config, named(weights), path)
+            config, weights = decoder_of(images)
         eos = optional_json(path / "config.json").get("eos_token_id")  # not the class's default
         tokenizer = directory_tokenizer(path, eos)
     elif path.is_file():
@@ -150,7 +157,7 @@ def _open(source: str, path: Path) -> Checkpoint:
         )
     refuse_foreign(config)  # first: such a model's files often hold other names than its code asks for
     require_parameters(source, config, weights)
-    return Checkpoint(source, config, tokenizer, weights)
+    return Checkpoint(source, config, tokenizer, weights, images)
 
 
 def demo_file() -> Path:

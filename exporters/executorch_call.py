@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgespec.exporters.attention import MASKED
 from edgespec.exporters.grids import int8_rows
 from edgespec.exporters.lower_executorch import Lowering, columns, positive
-from edgespec.spec import TensorSpec
+from edgespec.spec import ABSORBING, TensorSpec
 
 TORCH = {"float32": torch.float32, "int32": torch.int32}
 
@@ -51,12 +51,16 @@ class Call(nn.Module):
         positions = (given["position"] + step).clamp(max=self.spec.positions - 1).unsqueeze(0)
         fed = []
         for name, of_tokens in self.lookups:
-            fed.append(rows_of(self, name, given["tokens"] if of_tokens else positions))
+            ids = given["tokens"].clamp(min=0) if of_tokens else positions
+            rows = rows_of(self, name, ids)
+            if of_tokens and t.kind == "embeds":
+                rows = torch.where((given["tokens"] < 0).unsqueeze(-1), given["features"], rows)
+            fed.append(rows)
         own = given["count"] + step  # the slot of each row
         fed += [self.mask(own.view(-1, 1), window) for window in self.windows]
         slot = torch.arange(t.cache.rows(t.bucket), dtype=torch.int32).view(-1, 1)
         fed.append((slot == own).float().view(1, 1, -1, t.width))
-        if t.kind == "prefill":
+        if t.kind in ABSORBING:
             fed.append((step == given["row"]).float().view(1, 1, -1))
         if t.context:
             fed.append(given["context"].unsqueeze(0))

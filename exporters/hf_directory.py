@@ -16,7 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from edgespec.errors import InputError
 from edgespec.exporters.tokenizer import optional_json
@@ -116,8 +119,10 @@ def _no_weights(directory: Path) -> InputError:
     )
 
 
-def directory_config(directory: Path) -> PretrainedConfig:
-    """The configuration of a causal decoder that Transformers has code for; others are refused by name."""
+def directory_config(directory: Path, more: tuple[str, ...] = ()) -> PretrainedConfig:
+    """The configuration of a causal decoder that Transformers has code for, or of a model of the kinds
+    `more`; others are refused by name.
+    """
     if not (directory / "config.json").is_file():
         raise InputError(
             f"{directory.name} has no config.json", "name the directory that save_pretrained wrote"
@@ -126,7 +131,11 @@ def directory_config(directory: Path) -> PretrainedConfig:
     kind, architectures = raw.get("model_type"), raw.get("architectures") or []
     if not isinstance(kind, str) or not isinstance(architectures, list):
         raise InputError(f"{directory.name}/config.json names no model_type", "download it again")
-    causal = [a for a in architectures if a in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()]
+    known = {
+        **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        **{k: MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[k] for k in more},
+    }
+    causal = [a for a in architectures if a in known.values()]
     if "auto_map" in raw and (kind not in CONFIG_MAPPING or not causal):
         name = architectures[0] if architectures else kind
         raise InputError(f"{name} is code that came with the checkpoint (auto_map), and is never run", CHOOSE)
@@ -147,7 +156,7 @@ def directory_config(directory: Path) -> PretrainedConfig:
         ) from None
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"{kind} is an encoder-decoder", CHOOSE)
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (architectures and not causal):
+    if kind not in known or (architectures and not causal):
         raise InputError(
             f"{architectures[0] if architectures else kind} is not a causal language model", CHOOSE
         )

@@ -1,4 +1,6 @@
-"""Image files as a model's own processor wants them. Knows Pillow and Transformers' processors."""
+"""Image files, and prompts with images, as a model's own processor makes them. Knows Pillow and Transformers'
+processors.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from edgespec.errors import InputError
+from edgespec.spec import VisionEntry
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 PROCESSOR = "preprocessor_config.json"
+# What a processor is made of: every one that a folder has goes into a bundle, and no other.
+PROCESSOR_FILES = (
+    PROCESSOR,
+    "processor_config.json",
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
 MOST_PIXELS = 2**26  # a larger image is a mistake or an attack: it would take 200 MB as bytes alone
 
 
@@ -61,19 +77,13 @@ class Pixels:
         if not (directory / PROCESSOR).is_file():
             hint = f"copy the model's {PROCESSOR} beside its config.json"
             raise InputError(f"{directory} has no {PROCESSOR}: how its images are made is not known", hint)
-        logging.getLogger("transformers").setLevel(logging.ERROR)  # a line about torchvision for every class
-        from transformers import AutoImageProcessor
-
-        try:
-            self.processor = AutoImageProcessor.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False, use_fast=False
-            )
-        except Exception as error:  # whatever a processor raises about its file
-            raise InputError(f"{PROCESSOR} cannot be used ({error})", "download it again") from None
+        self.processor = processor_of(directory, "AutoImageProcessor")
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """[n,3,S,S] float32; InputError where the processor makes no square image."""
         found = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+        if isinstance(found, torch.Tensor) and found.dim() == 5:  # of a processor that may split an image
+            found = found.flatten(0, 1)
         if not isinstance(found, torch.Tensor) or found.dim() != 4 or found.shape[2] != found.shape[3]:
             raise InputError(
                 f"{PROCESSOR} makes {tuple(found.shape)} of an image, not one square",
@@ -85,3 +95,76 @@ class Pixels:
     def size(self) -> int:
         """Pixels of a side."""
         return int(self([Image.new("RGB", (64, 48))]).shape[-1])
+
+
+class Sight:
+    """A vision-language bundle's processor: a prompt and its images as token ids and pictures."""
+
+    def __init__(self, folder: Path, entry: VisionEntry) -> None:
+        """`folder` holds the processor's files."""
+        self.entry, self.processor = entry, processor_of(folder, "AutoProcessor")
+
+    @property
+    def slot(self) -> str:
+        """The text that stands for an image in a prompt."""
+        return str(self.processor.image_token)
+
+    def __call__(self, text: str, images: Sequence[Path]) -> tuple[list[int], np.ndarray]:
+        """Token ids, and pictures [n,3,size,size] float32 in the order of their rows among the ids.
+
+        An image may become several pictures; each has `rows` ids of the image's token. InputError where the
+        text has not one slot for each image, or the processor makes other pictures than the graph takes.
+        """
+        slots = text.count(self.slot)
+        if slots != len(images):
+            said = (
+                f"the prompt has {slots} slots for an image ({self.slot}) and {len(images)} images are given"
+            )
+            raise InputError(said, f"write {self.slot} where an image belongs, once for each")
+        return self.made(text, [open_image(Path(path)) for path in images])
+
+    def tried(self) -> None:
+        """Nothing, or an InputError where images of two shapes do not become what the graph takes."""
+        for size in ((640, 480), (48, 64)):
+            self.made(self.slot, [Image.new("RGB", size)])
+
+    def made(self, text: str, opened: list[Image.Image]) -> tuple[list[int], np.ndarray]:
+        """The same of images that are open, one for each slot."""
+        try:
+            made = self.processor(text=text, images=opened, return_tensors="pt", add_special_tokens=False)
+        except Exception as error:  # whatever a processor raises about a prompt
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"the model's processor refuses the prompt ({first})", "try another image"
+            ) from None
+        ids, size = made["input_ids"][0].tolist(), self.entry.size
+        pictures = made["pixel_values"].float().reshape(-1, *made["pixel_values"].shape[-3:]).numpy()
+        if pictures.shape[1:] != (3, size, size):
+            given = " x ".join(map(str, pictures.shape[1:]))
+            raise InputError(
+                f"the processor makes pictures of {given}, the graph takes 3 x {size} x {size}", AGAIN
+            )
+        if ids.count(self.entry.token) != len(pictures) * self.entry.rows:
+            found = ids.count(self.entry.token)
+            raise InputError(
+                f"the processor gives {len(pictures)} pictures {found} rows, not {self.entry.rows} each",
+                AGAIN,
+            )
+        return ids, np.ascontiguousarray(pictures)
+
+
+AGAIN = "use the processor that came with the checkpoint, and export again"
+
+
+def processor_of(folder: Path, kind: str) -> Any:
+    """A folder's processor in its Pillow form; `kind`: which of Transformers' classes reads it."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # a line about torchvision for every class
+    import transformers
+
+    try:
+        return getattr(transformers, kind).from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, backend="pil"
+        )
+    except Exception as error:  # whatever a processor raises about its file
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{PROCESSOR} cannot be used ({first})", "download it again") from None

@@ -22,7 +22,7 @@ from edgespec.exporters.lower_onnx import Target, module_of
 from edgespec.exporters.program import DOMAIN, Program
 from edgespec.exporters.step import TRACED_WIDTH
 from edgespec.exporters.xnnpack import Constants, Subgraph, Value
-from edgespec.spec import ModelSpec
+from edgespec.spec import ABSORBING, ModelSpec
 
 ELEMENTWISE = {"Add": "Add", "Sub": "Subtract", "Mul": "Multiply", "Div": "Div"}
 LANES = 64  # more than any softmax kernel takes at once
@@ -73,7 +73,7 @@ class Lowering:
         group = self.spec.heads // self.spec.kv_heads
         self.masks = {w: g.input((1, 1, group * t.width, columns(t))) for w in self.windows}
         self.places = g.input((1, 1, slots, t.width))
-        self.row = g.input((1, 1, t.width)) if t.kind == "prefill" else None
+        self.row = g.input((1, 1, t.width)) if t.kind in ABSORBING else None
         self.context = g.input((1, self.spec.hidden, t.context)) if t.context else None
         cache = (1, self.spec.kv_heads, slots, self.spec.head_dim)
         self.caches = [g.input(cache) for _ in range(2 * self.spec.layers)]

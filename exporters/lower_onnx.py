@@ -22,7 +22,7 @@ from edgespec.exporters.lower_codes import HEAD, Spans, coded, coded_attend, cod
 from edgespec.exporters.lower_context import absolute_ids, joined, masked
 from edgespec.exporters.program import DOMAIN, Program
 from edgespec.exporters.step import TRACED_WIDTH
-from edgespec.spec import CODED, CacheSpec, ModelSpec, TensorSpec, step_inputs, step_outputs
+from edgespec.spec import ABSORBING, CODED, CacheSpec, ModelSpec, TensorSpec, step_inputs, step_outputs
 
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
 DTYPES = {"float32": FLOAT, "int32": INT32, "int8": ir.DataType.INT8}
@@ -175,7 +175,7 @@ class Lowering:
         """x · Wᵀ in the weight's form; on a CPU all linears of one x are one product, split afterwards."""
         x, weight = node.inputs
         if weight.name in self.storage.head:
-            rows = 1 if self.target.kind == "prefill" or self.target.doubled else self.width
+            rows = 1 if self.target.kind in ABSORBING or self.target.doubled else self.width
             made = self.product(x, (weight.name,), "head", rows)
             self.values[node.outputs[0]] = joined(self, self.get(x), made) if self.target.context else made
             return
@@ -211,7 +211,14 @@ class Lowering:
         table, ids = node.inputs
         if table.name in self.storage.embedding:
             form, parts = self.storage.place(self.b, (table.name,), "embedding")
-            made = form.embed(self.b, self.get(ids), parts, self.width, *self.program.shapes[table.name])
+            given = self.get(ids)
+            if self.target.kind == "embeds":  # no table is asked for a row below 0: an NPU would not wrap
+                given = self.b.op("Max", given, self.b.const(np.int32(0)))
+            made = form.embed(self.b, given, parts, self.width, *self.program.shapes[table.name])
+            if self.target.kind == "embeds":
+                seen = self.b.op("Less", self.get(ids), self.b.const(np.int32(0)))
+                seen = self.b.op("Unsqueeze", seen, self.b.const(np.array([2], np.int64)))
+                made = self.b.op("Where", seen, self.inputs["features"], made)
         else:
             made = self.b.op("Gather", self.get(table), self.get(ids), axis=0)
         self.values[node.outputs[0]] = made
@@ -273,9 +280,9 @@ class Lowering:
         )
 
     def lower_take(self, node: ir.Node) -> None:
-        """Prefill wants the logits of one row, a doubled call those of the first; every other kind of all."""
+        """Prefill and embeds want the logits of one row, a doubled call those of the first, others of all."""
         x = self.get(node.inputs[0])
-        if self.target.kind == "prefill":
+        if self.target.kind in ABSORBING:
             x = self.b.op("Gather", x, self.inputs["row"], axis=1)
         elif self.target.doubled:
             x = self.b.op("Gather", x, self.b.const(np.array([0], np.int64)), axis=1)

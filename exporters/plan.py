@@ -17,7 +17,7 @@ from edgespec.config import EXECUTORCH_PRECISIONS, ExportConfig
 from edgespec.errors import BackendError, InputError
 from edgespec.exporters.assemble import Job
 from edgespec.exporters.calibrate import calibrate, grid_of, steps_of
-from edgespec.exporters.checkpoint import open_checkpoint
+from edgespec.exporters.checkpoint import Checkpoint, open_checkpoint
 from edgespec.exporters.draft_checkpoint import OWN, Borrowing, open_draft, vocabulary_of
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.head import by_frequency, from_file
@@ -45,11 +45,22 @@ def plan(config: ExportConfig) -> list[Job]:
     spec = model_spec(target.config)
     cache = cache_spec(config, spec, "target", target.source)
     precision = precisions(config)
-    jobs = [Job("target", target, spec, cache, precision, config.widths, config.device == "cpu")]
+    fused, reads_images = config.device == "cpu", target.images is not None
+    refuse_pruning(config, target)
+    job = Job("target", target, spec, cache, precision, config.widths, fused, reads_images=reads_images)
+    jobs = [job]
     if config.draft is not None:
         jobs.append(draft_job(config, jobs[0]))
     require_room(config, jobs)
     return jobs
+
+
+def refuse_pruning(config: ExportConfig, target: Checkpoint) -> None:
+    """InputError where an image encoder is to be pruned that the target has not."""
+    if config.vision_keep < 1 and target.images is None:
+        raise InputError(
+            f"{target.source} reads no images, so none of it is pruned", "leave --vision-keep out"
+        )
 
 
 def draft_job(config: ExportConfig, target: Job) -> Job:

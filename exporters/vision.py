@@ -1,4 +1,6 @@
-"""The work of `edgespec vision`: an image encoder's selectors, what pruning costs it, and its graph."""
+"""The work of `edgespec vision`: an image encoder's selectors, what pruning costs it, and its graph, alone or
+with a vision-language model's projector in a bundle.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
+from edgespec.config import ExportConfig
 from edgespec.config_vision import VisionEvalConfig, VisionExportConfig, VisionTrainConfig
 from edgespec.errors import InputError
 from edgespec.exporters import selector_training
+from edgespec.exporters.checkpoint import Checkpoint, open_checkpoint
 from edgespec.exporters.commit import exported
-from edgespec.exporters.images import Pixels, image_files, open_image
+from edgespec.exporters.images import PROCESSOR_FILES, Pixels, Sight, image_files, open_image
 from edgespec.exporters.tosa import (
     BySelector,
     Importance,
@@ -34,10 +38,13 @@ from edgespec.exporters.tosa import (
     flops,
 )
 from edgespec.exporters.vision_encoder import FAMILIES, Encoder, encoder_of
+from edgespec.exporters.vision_language import FAMILIES as WHOLE_MODELS
+from edgespec.exporters.vision_language import Projected, encoder_and_projector, images_of
 from edgespec.files import replaced, written_whole
-from edgespec.spec import TensorSpec
+from edgespec.spec import VISION, GraphSpec, TensorSpec, VisionEntry, vision_tensors
 
-GRAPH, FACTS, WEIGHTS = "vision.onnx", "vision.json", "model.safetensors"
+GRAPH, FACTS, WEIGHTS = f"{VISION}.onnx", f"{VISION}.json", "model.safetensors"
+PROCESSORS = "processor"  # the folder of a bundle that holds the model's own
 INSIDE = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}  # a whole model's image encoder
 HELD_OUT = 10  # every tenth image is measured on and not learned
 MEASURED = 16  # images that a choice or a check is made with
@@ -48,7 +55,10 @@ Way = Callable[[Mapping[int, int]], Pruned]  # what each layer keeps -> the enco
 
 
 def open_encoder(word: str) -> tuple[Encoder, Pixels, str]:
-    """An encoder for images of its processor's size, the processor, and the weights' SHA-256."""
+    """An encoder for images of its processor's size, the processor, and the weights' SHA-256.
+
+    Of a vision-language model it is the encoder up to the layer whose features are used.
+    """
     folder = Path(word)
     if not (folder / "config.json").is_file() or not (folder / WEIGHTS).is_file():
         hint = "name a Hugging Face folder of an image encoder"
@@ -59,6 +69,9 @@ def open_encoder(word: str) -> tuple[Encoder, Pixels, str]:
     transformers.utils.logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if config.model_type in WHOLE_MODELS:
+            whole = open_checkpoint(word)
+            return encoder_and_projector(images_of(whole), whole.source)[0], pixels, whole.digest
         kind = getattr(transformers, INSIDE[config.model_type]) if config.model_type in INSIDE else None
         if kind is None and config.model_type not in FAMILIES:
             raise InputError(
@@ -269,7 +282,7 @@ def export(config: VisionExportConfig, progress: Any) -> dict[str, Any]:
     with progress.stage("encoder"):
         encoder, pixels, digest = open_encoder(config.model)
         kind = Merged if config.method == "merge" else Pruned
-        pruned = pruning(encoder, digest, config)
+        pruned = pruning(encoder, digest, config.method, config.selectors, config.bypass)
         test = prepared(pixels, image_files(Path(config.images))[:MEASURED]) if config.images else None
     keeps = evenly(encoder, config.keep, kind)
     if config.flops and test is not None:
@@ -308,14 +321,55 @@ def export(config: VisionExportConfig, progress: Any) -> dict[str, Any]:
     return facts
 
 
-def pruning(encoder: Encoder, digest: str, config: VisionExportConfig) -> Way:
+def pruning(encoder: Encoder, digest: str, method: str, selectors: str, bypass: str = "nearest") -> Way:
     """The way to prune that was asked for."""
-    if config.method == "merge":
+    if method == "merge":
         return lambda keeps: Merged(encoder, keeps)
-    if not config.selectors:
+    if not selectors:
         return lambda keeps: Pruned(encoder, keeps, by_norm)  # of no layer: the configuration saw to that
-    by = BySelector(selector_training.read(Path(config.selectors), encoder, digest))
-    return lambda keeps: Pruned(encoder, keeps, by, config.bypass)
+    by = BySelector(selector_training.read(Path(selectors), encoder, digest))
+    return lambda keeps: Pruned(encoder, keeps, by, bypass)
+
+
+def export_images(config: ExportConfig, target: Checkpoint, folder: Path, progress: Any) -> VisionEntry:
+    """Write the target's image encoder with its projector, and its processor, into a bundle's folder.
+
+    InputError where the processor makes other pictures, or gives them other rows, than the model takes.
+    """
+    with progress.stage("vision: encoder"):
+        side = images_of(target)
+        encoder, projector, first = encoder_and_projector(side, target.source)
+        kind = Merged if config.vision_method == "merge" else Pruned
+        keeps = evenly(encoder, config.vision_keep, kind)
+        way = encoder
+        if keeps:
+            way = pruning(encoder, target.digest, config.vision_method, config.vision_selectors or "")(keeps)
+        whole = Projected(way, projector, first).eval()
+        with torch.no_grad():
+            rows, hidden = whole(torch.zeros(1, 3, encoder.size, encoder.size)).shape[1:]
+        tensors = vision_tensors(encoder.size, rows, hidden)
+        (folder / PROCESSORS).mkdir()
+        for name in PROCESSOR_FILES:
+            if (side.folder / name).is_file():
+                (folder / PROCESSORS / name).write_bytes((side.folder / name).read_bytes())
+        entry = VisionEntry(
+            side.config.model_type,
+            encoder.size,
+            rows,
+            side.config.image_token_id,
+            encoder.tokens,
+            config.vision_method if keeps else "whole",
+            {str(number): count for number, count in keeps.items()},
+            flops(way),
+            flops(encoder),
+            f"{VISION}.data",
+            GraphSpec(GRAPH, VISION, rows, 0, *tensors),
+            PROCESSORS,
+        )
+        Sight(folder / PROCESSORS, entry).tried()
+    with progress.stage("vision: graph"), torch.no_grad():
+        ir.save(exported(whole, *tensors), folder / GRAPH, external_data=entry.weights)
+    return entry
 
 
 @torch.no_grad()

@@ -49,6 +49,8 @@ FAMILIES = {
     "dinov2_with_registers": DINO,
     "siglip_vision_model": SIGLIP,
     "clip_vision_model": CLIP,
+    "idefics3_vision": SIGLIP,
+    "smolvlm_vision": SIGLIP,
 }
 
 
@@ -102,8 +104,12 @@ class Encoder(nn.Module):
         self.size, self.side = size, size // side
         zeros = torch.zeros(1, self.patch.in_channels, size, size)
         with torch.no_grad():
-            asks = "interpolate_pos_encoding" in signature(model.embeddings.forward).parameters
-            other = {"interpolate_pos_encoding": True} if asks and size != model.config.image_size else {}
+            asked = signature(model.embeddings.forward).parameters
+            other: dict[str, Any] = {}
+            if "interpolate_pos_encoding" in asked and size != model.config.image_size:
+                other["interpolate_pos_encoding"] = True
+            if "patch_attention_mask" in asked:  # an image without padding
+                other["patch_attention_mask"] = torch.ones(1, self.side, self.side, dtype=torch.bool)
             table = model.embeddings(zeros, **other)
         self.prefix = table.shape[1] - self.side**2
         self.register_buffer("table", table)

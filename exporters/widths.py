@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgespec.spec import STEPS, ModelEntry
+from edgespec.spec import ABSORBING, STEPS, ModelEntry
 
 TOKENS = 40
 
@@ -78,7 +78,7 @@ def run(
         rows = min(width, len(tokens) - done, engine.free)
         made = engine.call(kind, tokens[done : done + rows], width)
         out = made["logits"][0]
-        for i, row in enumerate(out[:rows]) if kind != "prefill" else [(rows - 1, out[0])]:
+        for i, row in enumerate(out[:rows]) if kind not in ABSORBING else [(rows - 1, out[0])]:
             logits[done + i] = row.copy()
         if "new_queries" in made:
             queries.append(made["new_queries"][:rows].copy())

@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from edgespec.errors import BackendError, InputError
 from edgespec.runtime.program import Program
-from edgespec.spec import GraphSpec, ModelEntry
+from edgespec.spec import ABSORBING, GraphSpec, ModelEntry
 
 NUMPY = {"float32": np.float32, "int32": np.int32, "int8": np.int8}
 
@@ -129,11 +129,17 @@ class Engine:
         """The exported widths of a kind, ascending."""
         return sorted({g.width for g in self.entry.graphs if g.kind == kind})
 
-    def call(self, kind: str, tokens: Sequence[int], width: int | None = None) -> dict[str, np.ndarray]:
+    def call(
+        self,
+        kind: str,
+        tokens: Sequence[int],
+        width: int | None = None,
+        features: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
         """One graph call over these tokens, padded to the graph's width; the outputs that are not caches.
 
-        prefill gives the logits of the last valid row, every other kind of all rows. Nothing is accepted
-        yet. InputError
+        `embeds` takes `features` [rows,hidden], which stand for tokens below 0. It and prefill give the
+        logits of the last valid row, every other kind those of all rows. Nothing is accepted yet. InputError
         where the tokens would straddle a commit or leave the model's positions.
         """
         rows = len(tokens)
@@ -159,8 +165,10 @@ class Engine:
         run, arrays = self._binding(graph)
         arrays["tokens"][0, :rows], arrays["tokens"][0, rows:] = tokens, 0
         arrays["position"][0], arrays["count"][0] = self._place, self.count
-        if kind == "prefill":
+        if kind in ABSORBING:
             arrays["row"][0] = rows - 1
+        if kind == "embeds":
+            arrays["features"][0, :rows] = 0 if features is None else features
         run()
         self.pending = arrays
         made = {

@@ -9,6 +9,7 @@ with Runtime.open("demo.bundle") as runtime:
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import tokenizers
 
@@ -28,7 +29,7 @@ from edgespec.progress import Advance
 from edgespec.runtime.build import binary, package
 from edgespec.runtime.process import ANSWERS, Process
 from edgespec.runtime.remote import Remote
-from edgespec.runtime.text import Message, Streamed, render
+from edgespec.runtime.text import Message, Streamed, in_parts, render
 from edgespec.soc import SOCS
 
 DECIDING = ("drafter", "stop_rule", "draft_tokens", "temperature")  # what a trace says of how it was made
@@ -37,6 +38,14 @@ QUESTIONS = (
     "Write a short story about a lighthouse keeper and a whale.",
     "What is 12 times 17? Show each step.",
 )
+
+
+class Sight(Protocol):
+    """A model's own processor (edgespec.exporters.images.Sight)."""
+
+    @property
+    def slot(self) -> str: ...
+    def __call__(self, text: str, images: Sequence[Path]) -> tuple[list[int], Any]: ...
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class Runtime:
 
     def __init__(self, bundle: Bundle, process: Process) -> None:
         self.bundle, self.process, self.opened = bundle, process, 0
+        self.sight: Sight | None = None  # who makes pictures of images, where the bundle reads any
         entry = bundle.manifest.tokenizer
         try:
             text = bundle.file(entry.tokenizer).read_text(encoding="utf-8")
@@ -174,13 +184,19 @@ class Runtime:
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation through the chat template (where there is none, of its last message)."""
-        entry = self.bundle.manifest.tokenizer
         if not self.template:
             return self.encode_raw(messages[-1]["content"])
+        return self._encode(self.rendered(messages))
+
+    def rendered(self, messages: Sequence[Message]) -> str:
+        """A conversation as the text that its chat template makes of it."""
+        entry = self.bundle.manifest.tokenizer
         start = "" if entry.bos_id is None else self.tokenizer.id_to_token(entry.bos_id) or ""
         # Of several stop ids the manifest does not say which is the end-of-text token.
         end = self.tokenizer.id_to_token(entry.stop_ids[0]) if len(entry.stop_ids) == 1 else ""
-        return self._encode(render(self.template, messages, start, end or ""))
+        if self.bundle.manifest.vision:
+            messages = in_parts(messages)
+        return render(self.template, messages, start, end or "")
 
     def encode_raw(self, text: str) -> list[int]:
         """The ids of plain text, the model's start token in front."""
@@ -222,8 +238,12 @@ class Session:
         raw: bool = False,
         stops: Sequence[str] = (),
         trace: TextIO | None = None,
+        images: Sequence[Path | str] = (),
     ) -> Iterator[str]:
         """Say something and get the answer piece by piece; afterwards `answer` holds it whole.
+
+        `images`: files that the prompt is about. They stand before its words, or where the model's own mark
+        for an image (Sight.slot) stands in the prompt.
 
         A text goes through the chat template after what was said before; `raw` text and token ids are
         appended as they are. `stops`: texts that end the answer, not part of it. `trace` gets a JSON line for
@@ -234,7 +254,7 @@ class Session:
             self.truncate(len(self.tokens))
             self.unsure = False
         chat = isinstance(prompt, str) and not raw
-        ids = self._ids(prompt, raw)
+        ids, pictures = self._ids(prompt, raw, [Path(image) for image in images])
         known, text, said, done = len(self.tokens), "", [], None
         self.tokens += ids
         streamed = Streamed(self.runtime.tokenizer, stops)
@@ -244,6 +264,9 @@ class Session:
         decided = {name: request[name] for name in DECIDING}
         decided |= {"table": process.ready.get("table"), "known": known}
         try:
+            for picture in pictures:
+                pixels = base64.b64encode(picture.tobytes()).decode()
+                process.ask("look", session=self.name, pixels=pixels)
             for event in process.events("generate", session=self.name, **request):
                 if trace is not None and event["event"] in ("prompt", "round"):
                     more = decided if event["event"] == "prompt" else {}
@@ -300,24 +323,86 @@ class Session:
         self.runtime.process.ask("restore", session=self.name, path=str(path))
         self.messages, self.tokens, self.unsure = messages, tokens, False
 
-    def _ids(self, prompt: str | Sequence[int], raw: bool) -> list[int]:
-        """The ids that a prompt adds to what the runtime has absorbed.
+    def _ids(
+        self, prompt: str | Sequence[int], raw: bool, images: list[Path]
+    ) -> tuple[list[int], Sequence[Any]]:
+        """The ids that a prompt adds to what the runtime has absorbed, and the pictures among them.
 
         Where the rendered conversation differs from that, it is cut back to what they share first.
         """
         if not isinstance(prompt, str):
-            return list(prompt)
-        if raw:
-            return self.runtime.encode_raw(prompt)
+            return list(prompt), ()
+        if raw or (images and not self.runtime.template):
+            bos = self.runtime.bundle.manifest.tokenizer.bos_id
+            if not images:
+                return self._shown(self.runtime.encode_raw(prompt), ())
+            ids, pictures = self._sight(prompt, images)
+            return ([] if bos is None else [bos]) + ids, pictures
         if self.messages and self.messages[-1]["role"] == "user":
             self.messages.pop()  # its answer was interrupted
-        self.messages.append({"role": "user", "content": prompt})
-        ids = self.runtime.encode(self.messages)
+        said = {"role": "user", "content": self._content(prompt, images)}
+        shown = [
+            p["image"]
+            for m in (*self.messages, said)
+            for p in m["content"]
+            if isinstance(p, dict) and "image" in p
+        ]
+        messages = [*self.messages, said]
+        if shown:
+            ids, pictures = self._sight(self.runtime.rendered(messages), [Path(image) for image in shown])
+        else:
+            ids, pictures = self._shown(self.runtime.encode(messages), ())
         pairs = zip(ids[:-1], self.tokens, strict=False)
         same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ids) - 1, len(self.tokens)))
+        if vision := self.runtime.bundle.manifest.vision:
+            rows = ids[:same].count(vision[0].token)
+            if ids[same] == vision[0].token:  # a picture is absorbed whole
+                same, rows = same - rows % vision[0].rows, rows - rows % vision[0].rows
+            pictures = pictures[rows // vision[0].rows :]
+        self.messages = messages
         if same < len(self.tokens):
             self.truncate(same)
-        return ids[same:]
+        return ids[same:], pictures
+
+    def _shown(self, ids: list[int], pictures: Sequence[Any]) -> tuple[list[int], Sequence[Any]]:
+        """What is given; InputError where the ids show a picture and there is none."""
+        for vision in self.runtime.bundle.manifest.vision:
+            if not len(pictures) and vision.token in ids:
+                mark = self.runtime.tokenizer.id_to_token(vision.token)
+                hint = "give it with --image, or leave the mark out"
+                raise InputError(f"the prompt shows an image ({mark}) and none is given", hint)
+        return ids, pictures
+
+    def _content(self, prompt: str, images: list[Path]) -> Any:
+        """A message's content: its words, and its images before them or where the words have their marks."""
+        if not images:
+            return prompt
+        parts: list[Message] = [{"type": "image", "image": str(image)} for image in images]
+        words = prompt.split(self._sight.slot)
+        if len(words) == 1:
+            return [*parts, {"type": "text", "text": prompt}]
+        if len(words) - 1 != len(images):
+            marks = f"{len(words) - 1} marks for an image ({self._sight.slot})"
+            raise InputError(
+                f"the prompt has {marks} and {len(images)} images are given",
+                "write a mark for each image, or none at all",
+            )
+        made = [{"type": "text", "text": words[0]}] if words[0] else []
+        for part, word in zip(parts, words[1:], strict=True):
+            made += [part, *([{"type": "text", "text": word}] if word else [])]
+        return made
+
+    @property
+    def _sight(self) -> Sight:
+        """Who makes pictures; InputError where the bundle reads none."""
+        if not self.runtime.bundle.manifest.vision:
+            raise InputError(
+                f"{self.runtime.bundle.path} reads no images",
+                "export a vision-language model, or leave the image out",
+            )
+        if self.runtime.sight is None:
+            raise InputError("nobody is here to make pictures of images", "set Runtime.sight")
+        return self.runtime.sight
 
 
 def table_of(bundle: Path) -> Path:

@@ -16,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgespec.errors import BundleError, InputError
 
-Message = dict[str, str]
+Message = dict[str, Any]  # role, and content: a text, or a list of parts (image, text) as processors have it
 UNKNOWN = "\ufffd"  # what incomplete UTF-8 decodes to
 
 
@@ -102,6 +102,12 @@ def render(template: str, messages: Sequence[Message], bos: str, eos: str = "") 
         raise BundleError(
             f"the chat template cannot be rendered: {error}", "use --raw, or export with another template"
         ) from error
+
+
+def in_parts(messages: Sequence[Message]) -> list[Message]:
+    """The same messages, every content a list of parts: templates of models that read images ask for it."""
+    text = lambda content: [{"type": "text", "text": content}]  # noqa: E731
+    return [m | {"content": text(m["content"])} if isinstance(m["content"], str) else m for m in messages]
 
 
 @lru_cache(8)

@@ -48,20 +48,22 @@ class Loop {
 
     // A round that failed half-way leaves nothing behind: what nobody was told did not happen.
     ~Loop() {
-        if (!settled_) c_.history.resize(c_.history.size() - round_.tokens.size());
+        if (!settled_) c_.resize(c_.history.size() - round_.tokens.size());
         c_.target.trace = nullptr;
         if (!c_.draft) return;
         c_.draft->trace = nullptr;
-        cut(*c_.draft, int(c_.history.size()));
+        cut(*c_.draft, int(c_.said.size()));
     }
 
     Summary run() {
         const auto start = Clock::now();
+        for (const CallRecord& look : c_.looks) summary_.prompt_s += look.us * 1e-6;
+        calls_.swap(c_.looks);
         const Result last = absorb();
         if (!last.logits) return summary_.reason = "cancelled", summary_;
         summary_.tokens_prompt = int(r_.tokens.size());
         if (r_.max_new_tokens > 0) emit(choose(target_law(last, 0)));
-        summary_.prompt_s = seconds(start);
+        summary_.prompt_s += seconds(start);
         const auto begun = Clock::now();
         report_prompt();
         while (r_.max_new_tokens > 0 && !ended()) round();
@@ -72,18 +74,20 @@ class Loop {
   private:
     // The prompt, block by block, and the tokens that the target has not absorbed yet; the last row's result.
     Result absorb() {
-        c_.history.insert(c_.history.end(), r_.tokens.begin(), r_.tokens.end());
+        c_.hear(r_.tokens);
         if (!r_.sampling.plain_greedy())
-            for (const int token : c_.history) seen_.add(token);
+            for (const int token : c_.history) seen_.add(token < 0 ? c_.vision->token : token);
         Result last;
         const int block = target_.widths("prefill").back(), all = int(c_.history.size());
         while (c_.target.cache.position() < all) {
             if (listener_.cancelled()) return {};
             const int at = c_.target.cache.position(), rows = std::min({block, all - at, c_.target.room()});
+            const int* tokens = &c_.history[size_t(at)];
+            const bool pictured = std::any_of(tokens, tokens + rows, [](int token) { return token < 0; });
             // A few tokens go through a narrow graph, where one gives the same bits.
-            const int narrow = costs_.widths_agree ? costs_.width_for(rows) : 0;
-            const char* kind = narrow == 0 ? "prefill" : narrow == 1 ? "decode" : "verify";
-            last = c_.target.call(kind, narrow ? narrow : block, &c_.history[size_t(at)], rows);
+            const int narrow = costs_.widths_agree && !pictured ? costs_.width_for(rows) : 0;
+            const char* kind = pictured ? "embeds" : narrow == 0 ? "prefill" : narrow == 1 ? "decode" : "verify";
+            last = c_.target.call(kind, narrow ? narrow : block, tokens, rows, c_.features.data());
             if (narrow) last.logits += int64_t(rows - 1) * target_.head_rows, last.argmax += rows - 1;
             c_.target.accept(rows);
             c_.target.commit_if_full();
@@ -100,7 +104,7 @@ class Loop {
     }
 
     void emit(int token) {
-        c_.history.push_back(token);
+        c_.push(token);
         if (!r_.sampling.plain_greedy()) seen_.add(token);
         round_.tokens.push_back(token);
         ++summary_.tokens_new;
@@ -118,7 +122,7 @@ class Loop {
 
     void draft(int most) {
         if (r_.drafter == Drafter::ngram || r_.drafter == Drafter::both) {
-            Lookup found = look_up(c_.history, most);
+            Lookup found = look_up(c_.said, most);
             for (Acceptance& a : ngram_) a.forget();
             if (found.matched > 0) {
                 matched_ = std::min(size_t(found.matched - 2), ngram_.size() - 1);
@@ -136,7 +140,7 @@ class Loop {
 
     void draft_by_model(int most) {
         State& state = *c_.draft;
-        const int pending = int(c_.history.size()) - state.cache.position();
+        const int pending = int(c_.said.size()) - state.cache.position();
         double extra = 0;
         known_.clear();
         if (r_.rule == Rule::cost) {
@@ -148,12 +152,12 @@ class Loop {
         }
         round_.stop = "cap";
         if (!catch_up(state)) { round_.stop = "room"; return; }
-        state.follow(c_.history);
+        state.follow(c_.said);
         round_.drafter = "draft";
         while (int(drafts_.size()) < most) {
             const int first = drafts_.empty() ? state.cache.position() : 0;
-            const int* tokens = drafts_.empty() ? &c_.history[size_t(first)] : &drafts_.back();
-            const int rows = drafts_.empty() ? int(c_.history.size()) - first : 1;
+            const int* tokens = drafts_.empty() ? &c_.said[size_t(first)] : &drafts_.back();
+            const int rows = drafts_.empty() ? int(c_.said.size()) - first : 1;
             if (state.room() < rows) { round_.stop = "room"; break; }
             const Result r = state.call("draft", draft_->widths("draft").back(), tokens, rows);
             ++summary_.draft_calls;
@@ -177,11 +181,11 @@ class Loop {
 
     // Let the draft absorb the conversation but for its last one or two tokens.
     bool catch_up(State& state) {
-        const int all = int(c_.history.size()), block = draft_->widths("prefill").back(), width = draft_->widths("draft").back();
+        const int all = int(c_.said.size()), block = draft_->widths("prefill").back(), width = draft_->widths("draft").back();
         for (int left; (left = all - state.cache.position()) > 1 && (left > 2 || state.room() < left);) {
             const int rows = std::min({left - 1, left > FEW ? block : width, state.room()});
             if (rows < 1) return false;  // past the draft's last position
-            state.call(rows > width ? "prefill" : "draft", rows > width ? block : width, &c_.history[size_t(state.cache.position())], rows);
+            state.call(rows > width ? "prefill" : "draft", rows > width ? block : width, &c_.said[size_t(state.cache.position())], rows);
             ++summary_.draft_calls;
             state.accept(rows);
             state.commit_if_full();
@@ -258,7 +262,7 @@ class Loop {
         c_.target.accept(emitted);
         c_.target.commit_if_full();
         if (c_.draft) {
-            const int stand = int(c_.history.size()) - 1, ahead = c_.draft->cache.position() - stand;
+            const int stand = int(c_.said.size()) - 1, ahead = c_.draft->cache.position() - stand;
             if (ahead > 0) c_.draft->cache.roll_back(ahead);
             c_.draft->commit_if_full();
         }
@@ -319,17 +323,43 @@ class Loop {
 
 }  // namespace
 
-Conversation::Conversation(Model& t, Model* d) : target(t) {
+Conversation::Conversation(Model& t, Model* d, const VisionEntry* v) : vision(v), target(t) {
     history.reserve(size_t(t.entry.positions) + 1);
+    said.reserve(size_t(t.entry.positions) + 1);
     if (d) draft.emplace(*d);
 }
 
 int64_t Conversation::bytes() const { return target.bytes() + (draft ? draft->bytes() : 0); }
 
 void Conversation::truncate(int tokens) {
-    history.resize(size_t(tokens));
+    if (tokens < int(history.size()) && history[size_t(tokens)] < 0 && (-1 - history[size_t(tokens)]) % vision->rows)
+        throw Error(std::to_string(tokens) + " tokens end inside a picture", "truncate before it, or behind");
+    resize(size_t(tokens));
     cut(target, tokens);
-    if (draft) cut(*draft, tokens);
+    if (draft) cut(*draft, int(said.size()));
+}
+
+void Conversation::hear(const std::vector<int>& tokens) {
+    const auto hidden = size_t(target.entry().hidden);
+    size_t row = features.size() / hidden;
+    for (const int token : tokens) {
+        if (vision && token == vision->token) history.push_back(-1 - int(row++));
+        else push(token);
+    }
+    features.insert(features.end(), waiting.begin(), waiting.end());
+    waiting.clear();
+}
+
+void Conversation::push(int token) {
+    history.push_back(token);
+    said.push_back(token);
+}
+
+void Conversation::resize(size_t tokens) {
+    const auto pictured = size_t(std::count_if(history.begin() + int64_t(tokens), history.end(), [](int token) { return token < 0; }));
+    said.resize(said.size() - (history.size() - tokens - pictured));
+    features.resize(features.size() - pictured * size_t(target.entry().hidden));
+    history.resize(tokens);
 }
 
 Summary generate(Conversation& c, const Request& r, const Costs& costs, Listener& listener) {
@@ -337,6 +367,11 @@ Summary generate(Conversation& c, const Request& r, const Costs& costs, Listener
     for (const int token : r.tokens)
         if (token < 0 || token >= target.vocab)
             throw Error("token " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(target.vocab), "encode with the bundle's tokenizer");
+    // Pictures belong to the words that come next, whatever becomes of these.
+    const std::unique_ptr<Conversation, void (*)(Conversation*)> shown(&c, [](Conversation* it) { it->waiting.clear(), it->looks.clear(); });
+    const auto slots = c.vision ? std::count(r.tokens.begin(), r.tokens.end(), c.vision->token) : 0;
+    if (const auto rows = int64_t(c.waiting.size()) / target.hidden; slots != rows)
+        throw Error("the tokens have places for " + std::to_string(slots) + " rows of pictures, and " + std::to_string(rows) + " wait", "look at as many pictures as the tokens show, just before them");
     const int64_t all = int64_t(c.history.size()) + int64_t(r.tokens.size());
     if (all == 0) throw Error("the prompt is empty", "give at least one token");
     if (!target.compact && all > target.positions)

@@ -12,15 +12,25 @@
 
 namespace edgespec {
 
-// A conversation: every token so far, and the caches that have absorbed a beginning of it.
+// A conversation: every token so far, and the caches that have absorbed a beginning of it. The draft has it without pictures.
 class Conversation {
   public:
-    Conversation(Model& target, Model* draft);
+    Conversation(Model& target, Model* draft, const VisionEntry* vision = nullptr);
 
     void truncate(int tokens);
     int64_t bytes() const;
 
-    std::vector<int> history;
+    // What was said, and pictures that wait for it: they take the places of the image's token, and must be as many.
+    void hear(const std::vector<int>& tokens);
+    void push(int token);
+    void resize(size_t tokens);  // of the history; no cache follows
+
+    std::vector<int> history;     // a row of a picture is a token below 0: -1 - i stands for the i-th of `features`
+    std::vector<int> said;        // the history without pictures
+    std::vector<float> features;  // [rows, hidden] of the pictures in the history
+    std::vector<float> waiting;   // of those that the next words show
+    std::vector<CallRecord> looks;
+    const VisionEntry* vision;
     State target;
     std::optional<State> draft;
 };

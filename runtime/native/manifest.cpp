@@ -15,7 +15,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int SCHEMA = 6;
+constexpr int SCHEMA = 7;
 constexpr int64_t LARGEST_MANIFEST = 64 << 20, MOST = int64_t{1} << 31;
 const char* const AGAIN = "export the bundle again";
 
@@ -90,7 +90,7 @@ GraphSpec graph(const Json& data, const std::string& where) {
     out.kind = field<std::string>(data, "kind", where);
     out.method = field<std::string>(data, "method", where);
     out.width = number(data, "width", where, 1);
-    out.bucket = number(data, "bucket", where, 1);
+    out.bucket = number(data, "bucket", where);
     for (const Json& t : array(data, "inputs", where)) out.inputs.push_back(tensor(t, where + ".inputs"));
     for (const Json& t : array(data, "outputs", where)) out.outputs.push_back(tensor(t, where + ".outputs"));
     return out;
@@ -122,6 +122,7 @@ void check_context(const ModelEntry& m, const GraphSpec& g, const std::string& w
 void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& where) {
     check_context(m, g, where);
     const bool step = g.step();
+    if (step && std::find(m.buckets.begin(), m.buckets.end(), g.bucket) == m.buckets.end()) throw Error(where + " is of no bucket of the cache", AGAIN);
     const int64_t rows = m.contract == "append" ? 0 : g.bucket + m.block;
     int caches = 0;
     for (const TensorSpec& t : g.inputs) {
@@ -130,15 +131,16 @@ void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& whe
         const bool right = !cache || (t.shape.size() == 4 && t.shape[1] == m.kv_heads && t.shape[3] == m.head_dim &&
                                       (rows ? t.shape[2] == rows : t.shape[2] >= g.bucket + m.block));
         const bool scalar = t.name == "position" || t.name == "count" || t.name == "row";
-        const int64_t elements = t.name == "tokens" ? g.width : t.name == "queries" ? m.query_floats() : t.name == "carried" ? m.carried_floats() : 1;
+        const int64_t elements = t.name == "tokens" ? g.width : t.name == "features" ? int64_t(g.width) * m.hidden : t.name == "queries" ? m.query_floats() : t.name == "carried" ? m.carried_floats() : 1;
         const bool typed = cache ? t.type == m.cached : t.type != Type::int8;
         if (!right || !typed || ((scalar || elements != 1) && t.elements() != elements))
             throw Error(where + ": input " + t.name + " has the wrong shape or type", AGAIN);
         caches += cache;
     }
+    if ((g.kind == "embeds") != (named(g.inputs, "features") != nullptr)) throw Error(where + ": its features make no sense", AGAIN);
     if (step && caches != 2 * m.layers) throw Error(where + " does not take the model's caches", AGAIN);
     for (const TensorSpec& t : g.outputs) {
-        const int64_t n = g.kind == "prefill" ? 1 : g.width;
+        const int64_t n = g.last_only() ? 1 : g.width;
         const bool right = t.name == "logits"                                ? t.elements() == n * m.columns(g.kind)
                            : t.name == "argmax" || t.name == "entropy"       ? t.elements() == n
                            : t.name == "keep"                                ? t.elements() == int64_t(m.kv_heads) * m.budget
@@ -222,6 +224,26 @@ ModelEntry model(const Json& data, const std::string& folder, const Json& files,
     return m;
 }
 
+// The image encoder: one graph of pixels and features, and a target that takes them in every bucket.
+VisionEntry vision(const Json& data, const ModelEntry& target, const Json& files, const std::string& format) {
+    VisionEntry v;
+    v.model.name = "vision";
+    v.model.weights = field<std::string>(data, "weights", "vision");
+    v.size = number(data, "size", "vision", 1), v.rows = number(data, "rows", "vision", 1), v.token = number(data, "token", "vision");
+    v.graph = graph(field<Json>(data, "graph", "vision"), "vision.graph");
+    const int64_t pixels = 3 * int64_t(v.size) * v.size, features = int64_t(v.rows) * target.hidden;
+    const GraphSpec& g = v.graph;
+    if (g.inputs.size() != 1 || g.outputs.size() != 1 || !sized(g.inputs, "pixels", Type::float32, pixels) || !sized(g.outputs, "features", Type::float32, features) || v.token >= target.vocab)
+        throw Error("vision: its graph makes no sense", AGAIN);
+    if (g.method.empty() == (format == "executorch")) throw Error("vision names a method, or none, where its format does otherwise", AGAIN);
+    for (const std::string& file : {g.file, v.model.weights})
+        if (!files.contains(file)) throw Error("the manifest names " + file + ", which manifest.files lacks", AGAIN);
+    for (const int bucket : target.buckets)
+        if (std::none_of(target.graphs.begin(), target.graphs.end(), [&](const GraphSpec& o) { return o.kind == "embeds" && o.bucket == bucket; }))
+            throw Error("target has no embeds graph for bucket " + std::to_string(bucket), AGAIN);
+    return v;
+}
+
 // Let each graph's file be the one that opens it as compiled for a SoC.
 void take_compiled(Manifest& manifest, const Json& compiled, const Json& files, const std::string& soc) {
     for (const Json& entry : compiled) {
@@ -293,6 +315,7 @@ Manifest read_manifest(const std::string& folder, const std::string& soc) {
     for (const auto& [name, entry] : files.items()) check_file(folder, name, field<int64_t>(entry, "bytes", "manifest.files"));
     for (const Json& m : array(data, "models", "manifest")) out.models.push_back(model(m, folder, files, out.format));
     if (!out.model("target")) throw Error("the bundle has no target model", AGAIN);
+    for (const Json& v : array(data, "vision", "manifest")) out.vision = vision(v, *out.model("target"), files, out.format);
     if (!soc.empty()) take_compiled(out, array(data, "compiled", "manifest"), files, soc);
     const ModelEntry* draft = out.model("draft");
     if (draft && draft->context_rows && draft->hidden != out.model("target")->hidden) throw Error("draft: its context rows make no sense", AGAIN);

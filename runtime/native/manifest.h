@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,7 @@ struct GraphSpec {
 
     bool policy() const { return kind == "commit" || kind == "observe"; }  // of one layer
     bool step() const { return !policy() && kind != "context"; }
+    bool last_only() const { return kind == "prefill" || kind == "embeds"; }  // gives the logits of one row
 };
 
 struct ModelEntry {
@@ -49,10 +51,18 @@ struct ModelEntry {
     std::vector<int> widths(const std::string& kind) const;  // ascending
 };
 
+// The image encoder of a target that reads images: a picture takes `rows` rows of a prompt, written as the id `token`.
+struct VisionEntry {
+    ModelEntry model;  // only what a backend asks of one: its name and weights
+    GraphSpec graph;
+    int size = 0, rows = 0, token = 0;
+};
+
 struct Manifest {
     std::string folder, device, format;
     uint64_t identity = 0;  // of the manifest's bytes: a snapshot belongs to one bundle
     std::vector<ModelEntry> models;
+    std::optional<VisionEntry> vision;
     std::vector<int> stop_ids;
 
     const ModelEntry* model(const std::string& name) const;  // null where the bundle has none

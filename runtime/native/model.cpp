@@ -92,7 +92,7 @@ void State::follow(const std::vector<int>& text) {
     }
 }
 
-Result State::call(const std::string& kind, int width, const int* tokens, int rows) {
+Result State::call(const std::string& kind, int width, const int* tokens, int rows, const float* features) {
     if (rows < 1 || rows > width || rows > room())
         throw Error("a call of " + std::to_string(rows) + " rows with room for " + std::to_string(room()), "this is a bug of the runtime; please report it");
     cache.fit(cache.count() + rows);
@@ -101,7 +101,13 @@ Result State::call(const std::string& kind, int width, const int* tokens, int ro
     std::fill(std::copy(tokens, tokens + rows, ids), ids + width, 0);
     *static_cast<int32_t*>(o.at.at("position")) = place();
     *static_cast<int32_t*>(o.at.at("count")) = cache.count();
-    if (kind == "prefill") *static_cast<int32_t*>(o.at.at("row")) = rows - 1;
+    if (o.spec->last_only()) *static_cast<int32_t*>(o.at.at("row")) = rows - 1;
+    if (kind == "embeds") {
+        const int64_t hidden = model_.entry.hidden;
+        auto* own = static_cast<float*>(o.at.at("features"));
+        for (int i = 0; i < rows; ++i)
+            if (tokens[i] < 0) std::copy_n(features + (-1 - int64_t(tokens[i])) * hidden, hidden, own + i * hidden);
+    }
     run(o, rows);
     last_ = &o;
     Result r;

@@ -55,7 +55,8 @@ class State {
     explicit State(Model& model) : cache(model.entry), context(model.entry), model_(model) {}
 
     // Absorb tokens through a graph of this kind and width; nothing is counted before `accept`.
-    Result call(const std::string& kind, int width, const int* tokens, int rows);
+    // An embeds graph takes a row of `features` for a token below 0: the i-th for -1 - i.
+    Result call(const std::string& kind, int width, const int* tokens, int rows, const float* features = nullptr);
     // Let the context rows be those of this text.
     void follow(const std::vector<int>& text);
     // Count the first rows of the last call as filled; a commit must not wait beyond `commit_if_full`.

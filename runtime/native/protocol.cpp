@@ -13,7 +13,9 @@
 #include <new>
 #include <set>
 
+#include "base64.h"
 #include "error.h"
+#include "eye.h"
 #include "json.h"
 #include "lines.h"
 #include "loop.h"
@@ -46,6 +48,9 @@ The first line is {"event":"ready",...}. Every answer carries the request's id; 
    "stop_ids":[..],"trace":false}
       events: prompt, then a round for each verify call, then done with its reason (stop, length, cancelled,
       positions) and its figures; "max_new_tokens":0 only absorbs the tokens
+  {"op":"look","id":12,"session":"a","pixels":".."}
+      a bundle that reads images: a picture's pixels, float32 [3,size,size] in base64, for the next generate of the session,
+      whose tokens hold the image's id once for each of its rows ("rows" in the answer)
   {"op":"cancel","id":3,"request":2}            between two rounds
   {"op":"truncate","id":4,"session":"a","tokens":n}
   {"op":"snapshot","id":5,"session":"a","path":"file"}
@@ -135,6 +140,12 @@ class Fields {
         if (!value.is_boolean()) wrong(name, "true or false");
         return value.get<bool>();
     }
+    std::vector<float> floats(const std::string& name) {
+        const Json& value = take(name);
+        std::vector<float> out;
+        if (!value.is_string() || !from_base64(value.get_ref<const std::string&>(), out)) wrong(name, "float32 numbers in base64");
+        return out;
+    }
     std::vector<int> ids(const std::string& name) {
         std::vector<int> out;
         if (!has(name)) return out;
@@ -189,8 +200,9 @@ class Server : public Listener {
         const auto start = Clock::now();
         target_ = std::make_unique<Model>(*bundle_.model("target"), *backend_);
         if (const ModelEntry* draft = bundle_.model("draft")) draft_ = std::make_unique<Model>(*draft, *backend_);
+        if (bundle_.vision) eye_ = std::make_unique<Eye>(*bundle_.vision, *backend_);
         const ModelEntry& t = target_->entry;
-        say({{"event", "ready"}, {"protocol", 1}, {"version", EDGESPEC_VERSION}, {"bundle", options.bundle}, {"draft", bool(draft_)},
+        say({{"event", "ready"}, {"protocol", 1}, {"version", EDGESPEC_VERSION}, {"bundle", options.bundle}, {"draft", bool(draft_)}, {"vision", bool(eye_)},
              {"positions", t.positions}, {"slots", t.slots()}, {"policy", t.policy}, {"widths", t.widths("verify")}, {"threads", options.backend.threads},
              {"stop_ids", bundle_.stop_ids}, {"table", costs_.name}, {"load_s", std::chrono::duration<double>(Clock::now() - start).count()},
              {"bytes_rss", rss_now()}});
@@ -265,6 +277,7 @@ class Server : public Listener {
         if (op == "close") return close(f);
         if (op == "sessions") return list(f);
         if (op == "generate") return generate(f);
+        if (op == "look") return look(f);
         if (op == "truncate") return truncate(f);
         if (op == "snapshot" || op == "restore") return keep(op, f);
         if (op == "tune") return tune(f);
@@ -287,7 +300,7 @@ class Server : public Listener {
         const std::string name = f.text("session");
         f.done();
         if (sessions_.count(name)) throw Error("session " + Json(name.substr(0, 60)).dump(-1, ' ', true) + " is open already", "choose another name, or close it");
-        auto made = std::make_unique<Conversation>(*target_, draft_.get());
+        auto made = std::make_unique<Conversation>(*target_, draft_.get(), eye_ ? &eye_->entry : nullptr);
         if (!Spare::hold()) throw std::bad_alloc();  // the others need it
         const int64_t bytes = made->bytes();
         sessions_[name] = std::move(made);
@@ -327,6 +340,18 @@ class Server : public Listener {
         f.done();
         const auto ran = [&](int run) { say({{"id", id_}, {"event", "run"}, {"run", run}}); };  // it may take minutes
         return {{"table", measure(*target_, draft_.get(), runs, options_.backend.threads, ran)}};
+    }
+
+    Json look(Fields& f) {
+        Conversation& c = session(f.text("session"));
+        if (!eye_) throw Error("the bundle reads no images", "export a vision-language model");
+        const std::vector<float> pixels = f.floats("pixels");
+        f.done();
+        const int64_t rows = (int64_t(c.features.size()) + int64_t(c.waiting.size())) / target_->entry.hidden;
+        if (!target_->entry.compact && rows + eye_->entry.rows > target_->entry.positions)
+            throw Error("the pictures are more rows than the model's " + std::to_string(target_->entry.positions) + " positions", "show fewer");
+        c.looks.push_back(eye_->look(pixels, c.waiting));
+        return {{"rows", eye_->entry.rows}};
     }
 
     Json generate(Fields& f) {
@@ -373,6 +398,7 @@ class Server : public Listener {
     Costs costs_;
     Options options_;
     std::unique_ptr<Model> target_, draft_;
+    std::unique_ptr<Eye> eye_;
     std::map<std::string, std::unique_ptr<Conversation>> sessions_;
     Json id_;
     bool trace_ = false, quit_ = false;

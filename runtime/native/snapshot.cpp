@@ -12,14 +12,15 @@ namespace edgespec {
 namespace {
 
 constexpr char MAGIC[8] = {'e', 'd', 'g', 'e', 's', 'n', 'a', 'p'};
-constexpr uint32_t VERSION = 3;
+constexpr uint32_t VERSION = 4;
 const char* const HINT = "use a snapshot that this bundle's session wrote";
 
-// magic, version, bundle, tokens; then for target and draft: count, position, bytes; then all tokens, all bytes; a checksum.
+// magic, version, bundle, tokens, rows of pictures; then for target and draft: count, position, bytes; then all tokens, the
+// rows' features, all bytes; a checksum.
 struct Header {
     char magic[8];
     uint32_t version, tokens;
-    uint64_t bundle;
+    uint64_t bundle, rows;
     struct Part { uint32_t count, position; uint64_t bytes; } target, draft;
 };
 
@@ -61,6 +62,7 @@ int64_t save(const Conversation& c, uint64_t bundle, const std::string& path) {
     Header h{};
     std::memcpy(h.magic, MAGIC, sizeof MAGIC);
     h.version = VERSION, h.tokens = uint32_t(c.history.size()), h.bundle = bundle;
+    h.rows = c.features.size() / size_t(c.target.entry().hidden);
     h.target = part(c.target, target);
     if (c.draft) h.draft = part(*c.draft, draft);
     const std::string temporary = path + "." + std::to_string(::getpid());
@@ -69,7 +71,7 @@ int64_t save(const Conversation& c, uint64_t bundle, const std::string& path) {
         File file(temporary, "wb");
         if (!file.at) throw Error(path + " cannot be written: " + std::strerror(errno), "choose another path");
         written = file.write(&h, sizeof h) && file.write(c.history.data(), c.history.size() * sizeof(int)) &&
-                  file.write(target.data(), target.size()) && file.write(draft.data(), draft.size());
+                  file.write(c.features.data(), c.features.size() * sizeof(float)) && file.write(target.data(), target.size()) && file.write(draft.data(), draft.size());
         const uint64_t sum = file.sum;
         written = written && file.write(&sum, sizeof sum) && std::fflush(file.at) == 0 && ::fsync(::fileno(file.at)) == 0;
     }
@@ -78,7 +80,7 @@ int64_t save(const Conversation& c, uint64_t bundle, const std::string& path) {
         std::remove(temporary.c_str());
         throw Error(path + " cannot be written: " + why, "free some space, or choose another path");
     }
-    return int64_t(sizeof h + c.history.size() * sizeof(int) + target.size() + draft.size() + sizeof(uint64_t));
+    return int64_t(sizeof h + c.history.size() * sizeof(int) + c.features.size() * sizeof(float) + target.size() + draft.size() + sizeof(uint64_t));
 }
 
 void restore(Conversation& c, uint64_t bundle, const std::string& path) {
@@ -92,21 +94,32 @@ void restore(Conversation& c, uint64_t bundle, const std::string& path) {
     if (h.bundle != bundle) throw Error(path + " is of another bundle", HINT);
     // Before any of it is believed: a text is bounded, or by what the file holds.
     const int64_t most = c.target.entry().compact ? int64_t(found.st_size) / int64_t(sizeof(int)) : c.target.entry().positions + 1;
-    if (int64_t(h.tokens) > most) throw Error(path + " is damaged: its sizes make no sense", HINT);
+    const uint64_t bytes_row = uint64_t(c.target.entry().hidden) * sizeof(float);
+    if (int64_t(h.tokens) > most || h.rows > h.tokens || h.rows > uint64_t(found.st_size) / bytes_row) throw Error(path + " is damaged: its sizes make no sense", HINT);
     check(h.target, c.target, h.tokens, path);
     if (c.draft) check(h.draft, *c.draft, h.tokens, path);
     else if (h.draft.bytes) throw Error(path + " is of a bundle with a draft", HINT);
     std::vector<int> history(h.tokens);
+    std::vector<float> features(size_t(h.rows * bytes_row / sizeof(float)));
     std::vector<char> target(h.target.bytes), draft(h.draft.bytes);
     uint64_t sum = 0;
-    bool whole = file.read(history.data(), history.size() * sizeof(int)) && file.read(target.data(), target.size()) &&
+    bool whole = file.read(history.data(), history.size() * sizeof(int)) && file.read(features.data(), features.size() * sizeof(float)) && file.read(target.data(), target.size()) &&
                  file.read(draft.data(), draft.size());
     const uint64_t expected = file.sum;
     whole = whole && file.read(&sum, sizeof sum) && sum == expected && std::fgetc(file.at) == EOF;
     if (!whole) throw Error(path + " is damaged: its checksum does not fit", HINT);
-    for (const int token : history)
+    uint64_t rows = 0;  // of pictures, which follow one another
+    std::vector<int> said;
+    for (const int token : history) {
+        if (c.vision && token == -1 - int64_t(rows)) { ++rows; continue; }
         if (token < 0 || token >= c.target.entry().vocab) throw Error(path + " holds a token outside the vocabulary", HINT);
+        said.push_back(token);
+    }
+    if (rows != h.rows || (c.draft && h.draft.position > said.size()) || (c.vision && rows % uint64_t(c.vision->rows))) throw Error(path + " is damaged: its sizes make no sense", HINT);
     c.history.assign(history.begin(), history.end());
+    c.said.assign(said.begin(), said.end());
+    c.features = std::move(features);
+    c.waiting.clear(), c.looks.clear();
     c.target.cache.load(target, int(h.target.count), int(h.target.position));
     if (!c.draft) return;
     c.draft->cache.load(draft, int(h.draft.count), int(h.draft.position));

@@ -24,7 +24,7 @@ Run absorb(Model& model, const GraphSpec& graph, const std::vector<int>& tokens)
     for (int done = 0; done < int(tokens.size());) {
         const int rows = std::min({graph.width, int(tokens.size()) - done, state.room()});
         const Result r = state.call(graph.kind, graph.width, &tokens[size_t(done)], rows);
-        const bool last_only = graph.kind == "prefill";
+        const bool last_only = graph.last_only();
         for (int i = last_only ? rows - 1 : 0; i < rows; ++i) {
             const float* from = r.logits + int64_t(last_only ? 0 : i) * m.head_rows;
             out.logits[size_t(done + i)].assign(from, from + m.head_rows);

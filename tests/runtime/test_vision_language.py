@@ -1,0 +1,292 @@
+"""A bundle that reads images: its texts are Transformers', speculation and eviction change none of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from edgespec.config import ExportConfig
+from edgespec.errors import InputError
+from edgespec.exporters import export
+from edgespec.exporters.checkpoint import open_checkpoint
+from edgespec.exporters.compare import Reference
+from edgespec.exporters.images import Sight
+from edgespec.exporters.step import Step, prepare, ready
+from edgespec.progress import Progress
+from edgespec.runtime.build import binary
+from edgespec.runtime.engine import Engine
+from edgespec.runtime.session import Runtime, Settings
+from tests.helpers import tiny_vlm
+
+TOKENS = 24
+PLAIN = Settings(max_new_tokens=TOKENS, drafter="none")
+WAYS = [
+    Settings(max_new_tokens=TOKENS, drafter="ngram"),
+    Settings(max_new_tokens=TOKENS, drafter="draft", stop_rule="fixed"),
+    Settings(max_new_tokens=TOKENS, drafter="both", stop_rule="adaedl"),
+    Settings(max_new_tokens=TOKENS, drafter="draft", stop_rule="confidence"),
+    Settings(max_new_tokens=TOKENS, drafter="both", stop_rule="cost"),
+]
+TEXT = "well hello there, well hello here, what is well and what is here"
+
+
+@pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[Runtime, Path]]]:
+    """Runtimes over bundles of tiny vision-language models, with the checkpoints they came from."""
+    binary(print)
+    place = tmp_path_factory.mktemp("seeing")
+    made: dict[str, tuple[Runtime, Path]] = {}
+
+    def get(kind: str, splits: bool = False, **more: Any) -> tuple[Runtime, Path]:
+        name = "-".join([kind, str(splits), *(f"{k}={v}" for k, v in more.items())])
+        if name not in made:
+            source = place / f"{kind}-{splits}"
+            if not source.exists():
+                source.mkdir()
+                tiny_vlm.folder(source, kind, splits)
+            given: dict[str, Any] = {"budget": 128, "block": 32, "widths": (2, 4), "weights": "fp32", **more}
+            config = ExportConfig(str(source), str(place / str(len(made))), **given)
+            bundle = export(config, Progress(quiet=True), Engine)
+            runtime = Runtime.open(bundle.path, threads=1)
+            (entry,) = bundle.manifest.vision
+            runtime.sight = Sight(bundle.path / entry.processor, entry)
+            made[name] = runtime, source
+        return made[name]
+
+    yield get
+    for runtime, _ in made.values():
+        runtime.close()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two images of shapes and sizes of their own."""
+    folder, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for name, size in (("a", (40, 60, 3)), ("b", (60, 30, 3))):
+        Image.fromarray(draw.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{name}.png")
+    return folder / "a.png", folder / "b.png"
+
+
+def transformers_text(source: Path, prompt: str, images: list[Path], tokens: int = TOKENS) -> list[int]:
+    """What Transformers' own model and processor answer, greedily, until the end of a turn."""
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(source, backend="pil")
+    opened = [Image.open(path).convert("RGB") for path in images]
+    given = processor(text=prompt, images=opened or None, return_tensors="pt", add_special_tokens=False)
+    made = model.generate(**given, max_new_tokens=tokens, do_sample=False, eos_token_id=2)
+    new: list[int] = made[0, given["input_ids"].shape[1] :].tolist()
+    return new[:-1] if new[-1] == 2 else new
+
+
+def turn(words: str) -> str:
+    """A user's turn as the tiny template writes it."""
+    return f"<|im_start|>user\n{words}<|im_end|>\n"
+
+
+@pytest.mark.parametrize("kind", tiny_vlm.KINDS)
+def test_the_text_is_that_of_transformers(
+    seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path], kind: str
+) -> None:
+    runtime, source = seeing(kind, draft="layers")
+    start = "<|im_start|>assistant\n"
+    answers = []
+    for images, marks in (([], ""), ([pictures[0]], "<image>"), (list(pictures), "<image><image>")):
+        session = runtime.session()
+        answer = session.generate(TEXT, PLAIN, images=images)
+        assert list(answer.tokens) == transformers_text(source, turn(marks + TEXT) + start, images)
+        answers.append(answer.tokens)
+        for how in WAYS:
+            again = runtime.session().generate(TEXT, how, images=images)
+            assert again.tokens == answer.tokens, how
+            assert how.drafter == "ngram" or again.stats["draft_calls"] or how.stop_rule == "cost"
+    assert len(set(answers)) == 3, "the image must matter"
+
+
+@pytest.mark.parametrize("kind", ["idefics3", "smolvlm"])
+def test_a_large_image_becomes_several_pictures(
+    seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path], kind: str
+) -> None:
+    runtime, source = seeing(kind, True)
+    answer = runtime.session().generate(TEXT, PLAIN, images=[pictures[0]])
+    prompt = turn("<image>" + TEXT) + "<|im_start|>assistant\n"
+    assert list(answer.tokens) == transformers_text(source, prompt, [pictures[0]])
+    assert answer.stats["tokens_prompt"] > 5 * 4
+
+
+def test_an_image_may_stand_anywhere_and_in_later_turns(
+    seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path]
+) -> None:
+    runtime, source = seeing("llava", draft="layers")
+    short = Settings(max_new_tokens=6)
+    session = runtime.session()
+    first = session.generate("so <image> it is", short, images=[pictures[0]])
+    talk = turn("so <image> it is")
+    assert list(first.tokens) == transformers_text(source, talk + "<|im_start|>assistant\n", [pictures[0]], 6)
+    second = session.generate("and now", short, images=[pictures[1]])
+    talk += f"<|im_start|>assistant\n{first.text}<|im_end|>\n" + turn("<image>and now")
+    talk += "<|im_start|>assistant\n"
+    assert list(second.tokens) == transformers_text(source, talk, list(pictures), 6)
+    raw = runtime.session().generate("see <image> well", short, raw=True, images=[pictures[0]])
+    assert list(raw.tokens) == transformers_text(source, "see <image> well", [pictures[0]], 6)
+
+
+class Seeing(nn.Module):
+    """An embedding whose ids below 0 are rows of an image."""
+
+    def __init__(self, table: nn.Module, features: Tensor) -> None:
+        super().__init__()
+        self.table, self.features = table, features
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Ids [1,S] -> rows [1,S,hidden]."""
+        seen = self.features[(-1 - ids).clamp(min=0)]
+        return torch.where((ids < 0).unsqueeze(-1), seen, self.table(ids.clamp(min=0)))
+
+
+def oracle(runtime: Runtime, source: Path, text: str, images: list[Path], tokens: int) -> list[int]:
+    """The greedy text of plain tensors that evict by the bundle's policy, one row a call."""
+    sight, entry = runtime.sight, runtime.bundle.model("target")
+    assert sight is not None
+    ids, _ = sight(text, images)
+    whole = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
+    opened = [Image.open(path).convert("RGB") for path in images]
+    given = AutoProcessor.from_pretrained(source, backend="pil")(
+        text=text, images=opened, return_tensors="pt"
+    )
+    with torch.no_grad():
+        seen = whole.model.get_image_features(given["pixel_values"]).pooler_output
+    model: Any = open_checkpoint(str(source)).load_model()
+    model.set_input_embeddings(Seeing(model.get_input_embeddings(), torch.cat(list(seen))))
+    rows = iter(range(len(ids)))
+    todo = [-1 - next(rows) if token == tiny_vlm.IMAGE else token for token in ids]
+    step, state, made = Step(prepare(model), entry.spec.layers), Reference(entry, None), []
+    position = 0
+    with ready(model, entry.spec):
+        while len(made) < tokens:
+            token = todo.pop(0)
+            one = lambda n: torch.tensor([n])  # noqa: E731
+            logits, cache = step.run(
+                one(token)[None], one(position)[None], one(0), one(state.count), state.caches
+            )
+            state.take(cache)
+            position += 1
+            if not todo:
+                todo.append(int(logits[0, 0].argmax()))
+                made.append(todo[0])
+                if made[-1] == 2:
+                    return made[:-1]
+    assert state.evictions > 1
+    return made
+
+
+@pytest.mark.parametrize("policy", ["keydiff", "caote(h2o)"])
+@pytest.mark.parametrize("kind", ["llava", "idefics3"])
+def test_pictures_are_evicted_like_any_row_and_the_text_stays(
+    seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path], kind: str, policy: str
+) -> None:
+    small = {"budget": 32, "block": 16, "recent": 8, "policy": policy, "draft": "layers", "draft_budget": 32}
+    runtime, source = seeing(kind, kind == "idefics3", **small)
+    text = f"<image>{TEXT} <image> {TEXT}"
+    want = oracle(runtime, source, text, list(pictures), TOKENS)
+    for how in [PLAIN, *WAYS]:
+        answer = runtime.session().generate(text, how, raw=True, images=pictures)
+        assert list(answer.tokens) == want, how
+
+
+def test_a_draft_reads_no_picture(
+    seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path]
+) -> None:
+    """Its rows are the words alone: a prompt's absorbed tokens are fewer by the pictures' rows."""
+    runtime, _ = seeing("llava", draft="layers")
+    calls: list[Any] = []
+
+    class Trace:
+        def write(self, line: str) -> None:
+            calls.extend(json.loads(line)["calls"])
+
+    how = Settings(max_new_tokens=4, drafter="draft", stop_rule="fixed", draft_tokens=1)
+    session = runtime.session()
+    session.generate(TEXT, how, images=pictures, trace=Trace())
+    begun = next(i for i, call in enumerate(calls) if call[0] == "draft")
+    verified = next(i for i, call in enumerate(calls) if i > begun and call[1] == "verify")
+    absorbed = sum(rows for model, _, _, rows, _ in calls[:verified] if model == "draft")
+    words = [token for token in session.tokens if token != tiny_vlm.IMAGE]
+    assert absorbed == len(words) - session.answer.stats["tokens_new"] + 1
+    assert [c[:4] for c in calls if c[0] == "vision"] == [["vision", "vision", 16, 16]] * 2
+    assert [c[1] for c in calls if c[0] == "target"][:2] == ["embeds", "embeds"]
+
+
+def test_a_conversation_with_pictures_is_kept_and_cut(
+    seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path], tmp_path: Path
+) -> None:
+    runtime, _ = seeing("llava", draft="layers")
+    session, short = runtime.session(), Settings(max_new_tokens=8)
+    first = session.generate(TEXT, short, images=[pictures[0]])
+    session.snapshot(tmp_path / "kept")
+    second = session.generate("go on", short)
+    other = runtime.session()
+    other.restore(tmp_path / "kept")
+    assert other.generate("go on", short).tokens == second.tokens
+    start = session.tokens.index(tiny_vlm.IMAGE)
+    with pytest.raises(InputError, match=f"{start + 3} tokens end inside a picture"):
+        session.truncate(start + 3)
+    session.truncate(start)
+    session.messages.clear()
+    assert session.generate(TEXT, short, images=[pictures[0]]).tokens == first.tokens
+    damaged = bytearray((tmp_path / "kept").read_bytes())
+    damaged[60] ^= 1
+    (tmp_path / "kept").write_bytes(damaged)
+    with pytest.raises(InputError, match="damaged"):
+        other.restore(tmp_path / "kept")
+
+
+def test_prompts_and_pictures_that_do_not_fit_are_refused(
+    seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path]
+) -> None:
+    runtime, _ = seeing("llava", draft="layers")
+    session = runtime.session()
+    for prompt, images, raw, said in (
+        ("see <image> and <image>", [pictures[0]], False, "2 marks for an image"),
+        ("see this", [pictures[0]], True, "0 slots for an image"),
+        ("see <image>", [], False, "shows an image .<image>. and none is given"),
+        ("see <image>", [], True, "shows an image .<image>. and none is given"),
+    ):
+        with pytest.raises(InputError, match=said):
+            session.generate(prompt, PLAIN, raw=raw, images=images)
+        assert not session.messages and not session.tokens
+    ask = runtime.process.ask
+    good = base64.b64encode(np.zeros((3, 28, 28), np.float32).tobytes()).decode()
+    bad = base64.b64encode(np.full((3, 28, 28), np.nan, np.float32).tobytes()).decode()
+    short = base64.b64encode(np.zeros((3, 28, 27), np.float32).tobytes()).decode()
+    for pixels, said in (
+        (bad, "not finite"),
+        (short, "no picture of 3 x 28 x 28"),
+        ("@@@@", "base64"),
+        ("", "base64"),
+    ):
+        with pytest.raises(InputError, match=said):
+            ask("look", session=session.name, pixels=pixels)
+    assert ask("look", session=session.name, pixels=good)["rows"] == 16
+    with pytest.raises(InputError, match="places for 0 rows of pictures, and 16 wait"):
+        ask("generate", session=session.name, tokens=[40, 41])
+    with pytest.raises(InputError, match="places for 3 rows of pictures, and 0 wait"):
+        ask("generate", session=session.name, tokens=[40, *[tiny_vlm.IMAGE] * 3])
+    assert session.generate(TEXT, PLAIN, images=[pictures[0]]).tokens
+
+
+def test_a_bundle_without_eyes_says_so(opened: Callable[..., Runtime], pictures: tuple[Path, Path]) -> None:
+    session = opened().session()
+    with pytest.raises(InputError, match="reads no images"):
+        session.generate("hello", images=pictures)
+    with pytest.raises(InputError, match="reads no images"):
+        opened().process.ask("look", session=session.name, pixels="AAAA")
