@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from edgespec.bench_report import PLAIN, SPECULATIVE, Counted, ModelFacts, Report, Sample
 from edgespec.samples import Spread, spread
+from edgespec.spec import ABSORBING
 
 ALL = "all"
 SHORTEST = 8  # decoded tokens from which an answer's speed says anything
@@ -61,8 +62,9 @@ def figures(report: Report) -> tuple[Figures, ...]:
 def c_parameters(models: Sequence[ModelFacts], work: Sequence[Counted]) -> float:
     """The draft's parameters over the target's, embedding and head included; 0 without a draft."""
     found = {}
-    for facts, counted in zip(models, work, strict=True):
-        step = min(counted.steps, key=lambda s: (s.kind == "prefill", s.width))
+    by_name = {counted.facts["name"]: counted for counted in work}
+    for facts in models:
+        step = min(by_name[facts.name].steps, key=lambda s: (s.kind in ABSORBING, s.width))
         streamed = step.figures["ops_weights"] / (
             2 * step.width
         )  # every weight but the embedding's is multiplied once

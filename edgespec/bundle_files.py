@@ -39,7 +39,7 @@ def check_paths(manifest: Manifest) -> None:
         named += [model.weights, *(graph.file for graph in model.graphs)]
         named += [model.head_ids] if model.head_ids else []
     for vision in manifest.vision:
-        named += [vision.weights, vision.graph.file]
+        named += [vision.weights, vision.graph.file, *([vision.selectors] if vision.selectors else [])]
         if not any(name.startswith(f"{vision.processor}/") for name in manifest.files):
             raise BundleError(f"{vision.processor[:60]!a}, the images' processor, has no files", REMAKE)
     for compiled in manifest.compiled:

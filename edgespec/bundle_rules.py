@@ -283,12 +283,7 @@ def _check_vision(manifest: Manifest) -> None:
 
 
 def _check_encoder(entry: VisionEntry, target: ModelEntry) -> None:
-    for name, most in (
-        ("size", 2**14),
-        ("rows", target.spec.positions),
-        ("tokens", 2**20),
-        ("flops_whole", 2**48),
-    ):
+    for name, most in (("size", 2**14), ("rows", target.spec.positions), ("tokens", 2**20)):
         if not 1 <= getattr(entry, name) <= most:
             raise _fault(f"vision.{name}", f"is {getattr(entry, name)}, not 1 to {most}")
     if entry.token >= target.spec.vocab:
@@ -296,6 +291,8 @@ def _check_encoder(entry: VisionEntry, target: ModelEntry) -> None:
     _known(entry.method, VISION_METHODS, "vision.method")
     if bool(entry.keeps) != (entry.method != "whole") or not all(number.isdigit() for number in entry.keeps):
         raise _fault("vision.keeps", f"names layers in a way that {entry.method} does not")
+    if bool(entry.selectors) != (entry.method == "tosa"):
+        raise _fault("vision.selectors", f"are {entry.selectors[:60]!a}, and the method is {entry.method}")
     graph, tensors = entry.graph, vision_tensors(entry.size, entry.rows, target.spec.hidden)
     if (graph.kind, graph.width, graph.bucket) != ("vision", entry.rows, 0):
         raise _fault(
@@ -307,8 +304,8 @@ def _check_encoder(entry: VisionEntry, target: ModelEntry) -> None:
 
 def _check_compiled(manifest: Manifest) -> None:
     """Each SoC once, and in it every graph of the bundle and one context for each model."""
-    graphs = {graph.file for model in manifest.models for graph in model.graphs}
-    models = {model.name for model in manifest.models}
+    graphs = {graph.file for graphs in manifest.parts.values() for graph in graphs}
+    models = set(manifest.parts)
     if manifest.compiled and manifest.format != "onnx":
         raise _fault("compiled", f"is of ONNX graphs, and the bundle of {manifest.format}")
     if manifest.compiled and manifest.device != "npu":

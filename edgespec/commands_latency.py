@@ -19,6 +19,7 @@ from edgespec.console import load, print_json, verified, written
 from edgespec.errors import InputError
 from edgespec.flags import flag_name
 from edgespec.progress import Progress
+from edgespec.spec import VISION
 
 PREFILL = 128
 
@@ -106,7 +107,10 @@ def _print_estimate(
 
     chance = config.acceptance
     be = config.be or (1.0 if chance is None else block_efficiency(chance, config.width))
-    said = run(models, profile, stored, config.context, config.prompt, config.width, be)
+    if config.images and VISION not in models:
+        hint = "give a bundle with an image encoder, or leave --images out"
+        raise InputError(f"{config.model} reads no images", hint)
+    said = run(models, profile, stored, config.context, config.prompt, config.width, be, config.images)
     if as_json:
         print_json("estimate", said.to_json())
     else:

@@ -20,6 +20,7 @@ class EstimateConfig:
     precision: str | None = flag("how a config.json's model is stored (default: w4a16)", None)
     context: int = flag("tokens in the cache (a config.json's model: slots, all read in every call)", 4096)
     prompt: int = flag("tokens of the prompt that the time to the first token is for", 128)
+    images: int = flag("pictures in the prompt, each of which adds its rows (a bundle that reads images)", 0)
     draft: str | None = flag("a config.json's draft model: another config.json", None)
     draft_rows: int = flag("rows of the draft's head; 0: one for every token", 0)
     width: int = flag("rows of a verify call: a round drafts one token less", 1)
@@ -34,6 +35,7 @@ class EstimateConfig:
         between("context", self.context, 1, 2**24)
         between("prompt", self.prompt, 1, 2**24)
         between("draft_rows", self.draft_rows, 0, 2**24)
+        between("images", self.images, 0, 2**16)
         between("width", self.width, 1, 256)
         check_file("trace", self.trace)
         if self.be is not None and self.acceptance is not None:

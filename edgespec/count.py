@@ -20,10 +20,11 @@ from edgespec.bundle import Bundle
 from edgespec.errors import BundleError
 from edgespec.policy import carries
 from edgespec.pte import DELEGATE_NAME, MethodCost, read_pte
-from edgespec.spec import ABSORBING, BYTES_PER_ELEMENT, GraphSpec, ModelEntry, TensorSpec
+from edgespec.spec import ABSORBING, BYTES_PER_ELEMENT, VISION, GraphSpec, ModelEntry, TensorSpec, VisionEntry
 
 LOOKUPS = ("Gather", "GatherBlockQuantized")
 ANGLES = {("GroupQueryAttention", 7), ("GroupQueryAttention", 8)}  # tables of cosines and sines
+ENCODING = ("MatMul", "Gemm", "Conv")
 PRODUCTS = ("MatMul", "MatMulIntegerToFloat", "MatMulNBits")
 WIDENED = ("Cast", "DequantizeLinear")  # what makes floats of a stored weight
 _CODES = (2, 3, 21, 22)  # uint8, int8, uint4, int4
@@ -119,10 +120,12 @@ class BundleCost:
 def count(bundle: Bundle) -> BundleCost:
     """What the bundle costs on disk, in memory and per call."""
     files = bundle.manifest.files
-    graphs = tuple(_count_graph(bundle, m, g) for m in bundle.manifest.models for g in m.graphs)
+    parts = bundle.manifest.parts
+    graphs = tuple(_count_graph(bundle, name, g) for name, own in parts.items() for g in own)
     models = tuple(_count_model(bundle, m) for m in bundle.manifest.models)
-    weights = {m.weights for m in bundle.manifest.models}
-    protos = {g.file for m in bundle.manifest.models for g in m.graphs}
+    models += tuple(_count_encoder(bundle, v) for v in bundle.manifest.vision)
+    weights = {m.weights for m in (*bundle.manifest.models, *bundle.manifest.vision)}
+    protos = {g.file for own in parts.values() for g in own}
     bytes_io = max((g.bytes_io for g in graphs), default=0)
     held = sum(files[name].bytes for name in weights | protos)
     held += sum(m.bytes_kv + m.bytes_policy + m.bytes_context for m in models)
@@ -171,7 +174,14 @@ def _count_model(bundle: Bundle, model: ModelEntry) -> ModelCost:
     )
 
 
-def _count_graph(bundle: Bundle, model: ModelEntry, graph: GraphSpec) -> GraphCost:
+def _count_encoder(bundle: Bundle, entry: VisionEntry) -> ModelCost:
+    files = bundle.manifest.files
+    weights, graph = files[entry.weights].bytes, files[entry.graph.file].bytes
+    form = {"patches": entry.method, "linear": "fp32"}
+    return ModelCost(VISION, entry.family, weights, 0, 0, 0, graph, form)
+
+
+def _count_graph(bundle: Bundle, model: str, graph: GraphSpec) -> GraphCost:
     caches = _bytes(t for t in graph.inputs if t.name.startswith(("keys", "values")))
     # Under the append contract the updated caches are the same buffers, bound as outputs.
     appended = _bytes(t for t in graph.outputs if t.name.startswith(("new_keys_", "new_values_")))
@@ -180,7 +190,7 @@ def _count_graph(bundle: Bundle, model: ModelEntry, graph: GraphSpec) -> GraphCo
     file = bundle.file(graph.file)
     read = _read_method(file, graph) if graph.method else _read_onnx(file, graph)
     sizes = {"bytes_context": context, "bytes_kv": caches, "bytes_io": other, **read}
-    return GraphCost(model.name, graph.kind, graph.width, graph.bucket, **sizes)
+    return GraphCost(model, graph.kind, graph.width, graph.bucket, **sizes)
 
 
 def _bytes(tensors: Iterable[TensorSpec]) -> int:
@@ -234,7 +244,7 @@ def _read_onnx(path: Path, spec: GraphSpec) -> dict[str, Any]:
         size = _read_bytes(tensor, uses.get(tensor.name, []), spec.width)
         read += size
         codes += size if tensor.data_type in _CODES else 0
-    products, numbers = _count_products(graph, spec)
+    products, numbers = (_count_encoding(graph) if spec.kind == VISION else _count_products(graph, spec))
     return {
         "nodes": len(graph.node),
         "ops": dict(sorted(ops.items())),
@@ -279,6 +289,28 @@ def _count_products(graph: Any, spec: GraphSpec) -> tuple[int, int]:
         ops += 2 * rows * k * n
         numbers += rows * (n + (0 if given in seen else k))
         seen.add(given)
+    return ops, numbers
+
+
+def _count_encoding(graph: Any) -> tuple[int, int]:
+    """Operations of all products of an image encoder's graph, and the numbers into and out of them.
+
+    Those of attention are among them: what an encoder attends to is its own call's.
+    """
+    values = (*graph.value_info, *graph.input, *graph.output)
+    sizes = {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
+    weights = {t.name: tuple(t.dims) for t in graph.initializer}
+    ops = numbers = 0
+    for node in graph.node:
+        if node.op_type not in ENCODING:
+            continue
+        out = math.prod(sizes[node.output[0]])
+        second = sizes.get(node.input[1]) or weights[node.input[1]]
+        inner = second[-2] if node.op_type == "MatMul" else math.prod(second[1:])
+        if node.op_type == "Gemm" and not any(a.name == "transB" and a.i for a in node.attribute):
+            inner = second[0]
+        ops += 2 * out * inner
+        numbers += out + sum(math.prod(sizes[name]) for name in node.input[:2] if name in sizes)
     return ops, numbers
 
 

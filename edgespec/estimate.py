@@ -14,6 +14,7 @@ from edgespec.errors import InputError
 from edgespec.latency import RESOURCES, Times, call_time, copy_time, sample_time
 from edgespec.memory import Memory, memory
 from edgespec.profiles import Profile
+from edgespec.spec import VISION
 from edgespec.work import ModelWork, Work
 
 SCHEMA = "edgespec.estimate/1"
@@ -83,8 +84,12 @@ def estimate(
     prompt: int,
     width: int = 1,
     be: float = 1.0,
+    images: int = 0,
 ) -> Estimate:
-    """The target, with its draft where `width` is above 1 and there is one; else drafts cost nothing."""
+    """The target, with its draft where `width` is above 1 and there is one; else drafts cost nothing.
+
+    `images`: pictures that the prompt has beside its words; each adds its own rows.
+    """
     target, draft = models["target"], models.get("draft") if width > 1 else None
     round_ = _Sum(profile)
     _target_round(round_, target, context, width, be)
@@ -93,11 +98,15 @@ def estimate(
     if draft:
         _draft_round(round_, draft, context, width, be)
     first = _Sum(profile)
+    if eye := models.get(VISION):
+        ((_, rows, _),) = eye.steps
+        first.call("pictures", images, eye.call(VISION, rows, 0, 0, first.float))
+        prompt += images * rows
     _prompt(first, target, prompt)
     first.add("sampling", 1, sample_time(1, target, profile, 0.0))
     c = _read(draft, "draft") / _read(target, "decode", "verify") if draft else 0.0
     joules, moved = profile.value("energy_j_per_byte"), round_.bytes_moved / be
-    used = dict(models) if draft else {"target": target}
+    used = {name: model for name, model in models.items() if draft or name != "draft"}
     return Estimate(
         profile.name, precision, context, prompt, width, be, be / round_.times.total_s,
         1 / plain.times.total_s, first.times.total_s, moved, c, be / (1 + c * (width - 1)),

@@ -15,7 +15,7 @@ from edgespec.errors import InputError
 from edgespec.latency import Times, call_time, copy_time, sample_time
 from edgespec.memory import Memory, memory
 from edgespec.profiles import Profile
-from edgespec.spec import STEPS
+from edgespec.spec import STEPS, VISION
 from edgespec.trace import UNKNOWN, Call, Round, Trace, Turn
 from edgespec.work import ModelWork, Work, of_bundle
 
@@ -125,7 +125,7 @@ class _Run:
         self.filled = {name: _Filled(m.buckets[0], m.buckets[0]) for name, m in models.items()}
         self.parts: dict[tuple[str, str, int], Part] = {}
         self.total, self.turn_s, self.decode_s, self.prompts = Times(), 0.0, 0.0, list[float]()
-        self.history = self.answered = 0
+        self.history = self.answered = self.pictured = 0  # pictured: rows of the history that are of pictures
         self.works: list[tuple[Call, Work]] = []
 
     def all(self) -> _Run:
@@ -141,8 +141,8 @@ class _Run:
         """A request's prompt; its first token is chosen in the round without calls that follows."""
         if turn.known is not None:
             self.history = turn.known
-            for at in self.filled.values():
-                at.cut(self.history - 1)
+            for name, at in self.filled.items():
+                at.cut(self.history - 1 - (self.pictured if name == "draft" else 0))
         self.history += turn.tokens_prompt
         for call in turn.calls:
             self.turn_s += self._call(call, None)
@@ -203,6 +203,11 @@ class _Run:
             raise InputError(f"the trace calls a {call.model}, which the bundle lacks", hint)
         model, at = self.models[call.model], self.filled[call.model]
         key = (call.model, call.kind, call.width)
+        if call.kind == VISION:
+            work = model.call(call.kind, call.width, 0, 0, self.float)
+            self.works.append((call, work))
+            self.pictured += call.rows
+            return self._add(key, call_time(work, self.profile), work)
         if call.kind not in STEPS:
             work = model.policy_call(call.kind, at.bucket, self.float)
             self.works.append((call, work))
@@ -222,7 +227,7 @@ class _Run:
         if not model.appends:
             spent += self._copy(kept, model)
         if verified is not None and "draft" in self.filled:
-            self.filled["draft"].cut(self.history + verified - 1)
+            self.filled["draft"].cut(self.history - self.pictured + verified - 1)
         return spent
 
     def _commit(self, model: ModelWork, at: _Filled) -> float:

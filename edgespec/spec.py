@@ -169,7 +169,7 @@ class VisionEntry:
 
     A picture takes `rows` rows of a prompt, each written as the id `token`; `processor` is the folder of the
     model's own processor, which makes both pixels and prompt. Of the encoder's `tokens` a layer in `keeps`
-    lets so many patches take part, chosen by `method` (whole, tosa, merge).
+    lets so many patches take part, chosen by `method` (whole, tosa, merge), by the file `selectors` if tosa.
     """
 
     family: str
@@ -179,11 +179,10 @@ class VisionEntry:
     tokens: int
     method: str
     keeps: dict[str, int]
-    flops: int
-    flops_whole: int
     weights: str
     graph: GraphSpec
     processor: str
+    selectors: str = ""
 
 
 @dataclass(frozen=True)
@@ -201,6 +200,12 @@ class Manifest:
     compiled: tuple[CompiledEntry, ...] = ()
     format: str = "onnx"
     vision: tuple[VisionEntry, ...] = ()
+
+    @property
+    def parts(self) -> dict[str, tuple[GraphSpec, ...]]:
+        """The graphs of every model, and of the image encoder, by name."""
+        encoder = {VISION: tuple(entry.graph for entry in self.vision)} if self.vision else {}
+        return {model.name: model.graphs for model in self.models} | encoder
 
 
 def step_inputs(

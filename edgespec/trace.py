@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.errors import InputError
-from edgespec.spec import KINDS, MODELS
+from edgespec.spec import KINDS, MODELS, VISION
 
 UNKNOWN = "unknown"
 RECORD = "record it again: edgespec generate BUNDLE PROMPT --trace FILE"
@@ -144,7 +144,7 @@ def _calls(event: dict[str, Any], place: str) -> tuple[Call, ...]:
 
 def _call(item: Any, place: str) -> Call:
     right = isinstance(item, list) and [type(x) for x in item[:4]] == [str, str, int, int] and len(item) == 5
-    if not right or item[0] not in MODELS or item[1] not in KINDS or min(item[2:4]) < 1:
+    if not right or item[0] not in (*MODELS, VISION) or item[1] not in KINDS or min(item[2:4]) < 1:
         raise InputError(f"{place}: {str(item)[:80]} is no call", RECORD)
     if type(item[4]) not in (int, float) or not 0 <= item[4] < math.inf:
         raise InputError(f"{place}: a call took {item[4]!r} microseconds", RECORD)

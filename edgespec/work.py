@@ -15,7 +15,7 @@ from edgespec.bundle import Bundle
 from edgespec.count import BundleCost, GraphCost, bytes_policy, count
 from edgespec.errors import BackendError, InputError
 from edgespec.shape import PRECISIONS, Precision, Shape, bytes_codes, bytes_matrix, padded
-from edgespec.spec import ABSORBING, CODED, STEPS, ModelEntry
+from edgespec.spec import ABSORBING, CODED, STEPS, VISION, ModelEntry
 
 ARITHMETIC = {"int4": "int8", "int8": "int8", "fp16": "float", "fp32": "float"}
 
@@ -124,9 +124,10 @@ class ModelWork:
 
 
 def of_bundle(bundle: Bundle, cost: BundleCost | None = None) -> dict[str, ModelWork]:
-    """The work of a bundle's target, and of its draft if it has one, graph by graph."""
+    """The work of a bundle's target, and of its draft and its image encoder if it has them, by graph."""
     cost = cost or count(bundle)
-    return {model.name: _of_entry(bundle, model, cost) for model in bundle.manifest.models}
+    made = {model.name: _of_entry(bundle, model, cost) for model in bundle.manifest.models}
+    return made | ({VISION: _of_encoder(cost)} if bundle.manifest.vision else {})
 
 
 def _of_entry(bundle: Bundle, model: ModelEntry, cost: BundleCost) -> ModelWork:
@@ -155,6 +156,16 @@ def _of_entry(bundle: Bundle, model: ModelEntry, cost: BundleCost) -> ModelWork:
         spec.head_dim, arithmetic, cached, activation, cache.contract == "append", cache.budget, cache.block,
         cache.buckets, model.head_rows, stored, bytes_policy(model), steps, policy,
     )  # fmt: skip
+
+
+def _of_encoder(cost: BundleCost) -> ModelWork:
+    """The image encoder, whose one call holds all its attention: it has no cache and no rows to attend to."""
+    read = next(g for g in cost.graphs if g.model == VISION)
+    held = next(m for m in cost.models if m.model == VISION)
+    layers = max(1, (read.ops or {}).get("Softmax", 1))
+    nothing = (0, 0, 0, 0, "float", None, None, False, 0, 0, (0,), 0)
+    stored = held.bytes_weights + held.bytes_graphs
+    return ModelWork(VISION, layers, *nothing, stored, 0, {(VISION, read.width, 0): _step(read, 0)}, {})
 
 
 def _step(read: GraphCost, rows: int) -> Step:

@@ -9,7 +9,7 @@ from typing import Any
 from edgespec.bundle import Bundle
 from edgespec.config import ExportConfig
 from edgespec.errors import BackendError
-from edgespec.spec import CODED, CompiledEntry, ModelEntry, VisionEntry
+from edgespec.spec import CODED, CompiledEntry, Manifest, VisionEntry
 
 
 def export(config: ExportConfig, progress: Any, engine: Any, render: Any = None) -> Bundle:
@@ -44,7 +44,7 @@ def export(config: ExportConfig, progress: Any, engine: Any, render: Any = None)
         vision = (encoder_for(config, jobs[0], staging.path, progress),) if jobs[0].reads_images else ()
         tokenizer = save_tokenizer(jobs[0].checkpoint.tokenizer, staging.path)
         whole = manifest(config, entries, tokenizer, jobs, vision)
-        staging.finish(replace(whole, compiled=contexts_for(config.soc, staging.path, entries, progress)))
+        staging.finish(replace(whole, compiled=contexts_for(config.soc, staging.path, whole, progress)))
     return open_bundle(config.output, verify=False)
 
 
@@ -77,7 +77,7 @@ def encoder_for(config: ExportConfig, target: Any, folder: Path, progress: Any) 
 
 
 def contexts_for(
-    socs: tuple[str, ...], folder: Path, models: list[ModelEntry], progress: Any
+    socs: tuple[str, ...], folder: Path, whole: Manifest, progress: Any
 ) -> tuple[CompiledEntry, ...]:
     """The graphs in the folder compiled for each SoC; needs the extra qnn where there are any."""
     if not socs:
@@ -87,5 +87,5 @@ def contexts_for(
     made = []
     for soc in socs:
         with progress.stage(f"compiling for {soc}") as advance:
-            made.append(compiled(folder, models, soc, advance))
+            made.append(compiled(folder, whole, soc, advance))
     return tuple(made)

@@ -30,13 +30,15 @@ from edgespec.exporters.draft_checkpoint import OWN, open_draft
 from edgespec.exporters.findings import CheckResult, Finding
 from edgespec.exporters.plan import shipped
 from edgespec.exporters.widths import disagreements
-from edgespec.spec import STEPS, GraphSpec, ModelEntry
+from edgespec.spec import STEPS, VISION, GraphSpec, ModelEntry
 
 NEAR = 0.1  # nats between two widths whose kernels round otherwise (seen: 0.025, with 8-bit activations)
 LEAST_LIKENESS = 0.98  # cosine of a context row and the checkpoint's; int4 has 0.99, another token's about 0
 LARGEST_DIFFERENCE = 1e-4  # |Δlogit| of an fp32 graph against Transformers, or, of large logits,
 LARGEST_SHARE = 1e-5  # of the largest one (`allowed` says why)
 PERPLEXITY_GATE = 0.03  # a quantised target's perplexity above fp32
+# What puts an image's tokens back in their places; a step graph writes nothing.
+ENCODING = frozenset({("", "ScatterElements")})
 PROMPTS = (
     "What is the capital of France?",
     "Write a Python function that returns the n-th Fibonacci number, and explain its running time.",
@@ -66,11 +68,13 @@ def check(
     ids = lambda words: tokenizer.encode(words, add_special_tokens=False).ids  # noqa: E731
     if not self_only:
         with progress.stage("graphs"):
-            for entry in bundle.manifest.models:
+            stored = (*bundle.manifest.models, *bundle.manifest.vision)
+            for (part, graphs), entry in zip(bundle.manifest.parts.items(), stored, strict=True):
                 if bundle.manifest.format == "executorch":
-                    findings += check_program(bundle, entry)
+                    findings += check_program(bundle, graphs, entry.weights)
                 else:
-                    findings += [check_graph(bundle, graph, operators) for graph in entry.graphs]
+                    known = operators | (ENCODING if part == VISION else frozenset())
+                    findings += [check_graph(bundle, graph, known) for graph in graphs]
             findings = (
                 [merged(findings, bundle.manifest.format)]
                 if all(f.passed for f in findings)
@@ -91,6 +95,11 @@ def check(
                 findings += check_commit(entry, engine(bundle.path, entry), ids(words))
             with progress.stage(f"{entry.name}: numbers") as advance:
                 findings += check_numbers(bundle, entry, engine, ids(words), checkpoint, advance)
+            if entry.name == "target" and bundle.manifest.vision and checkpoint is not None:
+                with progress.stage("vision: numbers"):
+                    from edgespec.exporters.check_images import check_images
+
+                    findings += check_images(bundle, engine(bundle.path, entry), checkpoint, ids(words))
     return CheckResult(tuple(findings))
 
 
@@ -102,19 +111,19 @@ def merged(findings: Sequence[Finding], form: str) -> Finding:
     return Finding("graphs", True, f"{len(findings)} are {what}", {})
 
 
-def check_program(bundle: Bundle, entry: ModelEntry) -> list[Finding]:
-    """A model's ExecuTorch program: it opens, and its methods have the manifest's names and tensors."""
+def check_program(bundle: Bundle, own: Sequence[GraphSpec], weights: str) -> list[Finding]:
+    """The ExecuTorch programs of these graphs: they open, and have the manifest's methods and tensors."""
     from edgespec.exporters.executorch_file import tensors
 
     findings = []
-    for file in sorted({graph.file for graph in entry.graphs}):
+    for file in sorted({graph.file for graph in own}):
         try:
-            found = tensors(bundle.file(file), bundle.file(entry.weights))
+            found = tensors(bundle.file(file), bundle.file(weights))
         except RuntimeError as error:
             why = f"ExecuTorch refuses it: {str(error).strip().splitlines()[0]}"
             findings.append(Finding(file, False, why, {}))
             continue
-        graphs = [graph for graph in entry.graphs if graph.file == file]
+        graphs = [graph for graph in own if graph.file == file]
         for graph in graphs:
             wanted = tuple([(t.dtype, t.shape) for t in side] for side in (graph.inputs, graph.outputs))
             same = found.get(graph.method) == wanted
@@ -156,7 +165,7 @@ def check_widths(entry: ModelEntry, engine: Any, prompts: Sequence[Sequence[int]
     reference, which is the one whose numbers are compared.
     """
     name = f"{entry.name} widths"
-    count = len({(g.width, g.bucket) for g in entry.graphs if g.kind in STEPS})
+    count = sum(g.kind in STEPS for g in entry.graphs)
     found = [d for prompt in prompts for d in disagreements(engine, prompt)]
     if not found:
         return Finding(name, True, f"{count} graphs give the same bits on {len(prompts)} prompts", {})

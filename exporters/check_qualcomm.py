@@ -120,7 +120,7 @@ def wanted(bundle: Bundle, names: Sequence[str]) -> list[Soc]:
 
 def check_graphs(bundle: Bundle, chips: Sequence[Soc], advance: Any) -> list[Finding]:
     """One finding for all graphs that compile whole, and one for each graph and reason that does not."""
-    graphs = [graph for entry in bundle.manifest.models for graph in entry.graphs]
+    graphs = [graph for graphs in bundle.manifest.parts.values() for graph in graphs]
     why: dict[tuple[str, str], list[str]] = {}
     for i, graph in enumerate(graphs):
         for j, soc in enumerate(chips):
@@ -145,9 +145,9 @@ def check_compiled(bundle: Bundle, name: str) -> Finding:
     soc, entry = SOCS[name], bundle.compiled(name)
     wrong = [
         fault
-        for model in bundle.manifest.models
-        for graph in model.graphs
-        if (fault := misstated(bundle, entry, model, graph, soc))
+        for part, graphs in bundle.manifest.parts.items()
+        for graph in graphs
+        if (fault := misstated(bundle, entry, part, graph, soc))
     ]
     size = sum(bundle.manifest.files[file].bytes for file in entry.contexts.values())
     sizes = f"{len(entry.graphs)} graphs in {len(entry.contexts)} contexts of {size / 2**20:,.1f} MiB"
@@ -155,7 +155,7 @@ def check_compiled(bundle: Bundle, name: str) -> Finding:
     return Finding(f"compiled for {name}", not wrong, "; ".join(wrong[:3]) or detail, {"bytes": float(size)})
 
 
-def misstated(bundle: Bundle, entry: CompiledEntry, model: ModelEntry, graph: GraphSpec, soc: Soc) -> str:
+def misstated(bundle: Bundle, entry: CompiledEntry, part: str, graph: GraphSpec, soc: Soc) -> str:
     """What a compiled graph's file says that the manifest does not; '' for nothing."""
     file = entry.graphs[graph.file]
     try:
@@ -167,7 +167,7 @@ def misstated(bundle: Bundle, entry: CompiledEntry, model: ModelEntry, graph: Gr
             (s.name for s in SOCS.values() if (s.htp_arch, s.soc_model) == (arch, number)), "another SoC"
         )
         return f"{file} is compiled for {other}, not for {soc.name}"
-    own = Path(entry.contexts[model.name])
+    own = Path(entry.contexts[part])
     if contexts != (own.name,) or Path(file).parent != own.parent:
         return f"{file} opens {', '.join(contexts)[:80]!a}, and the manifest names {own}"
     return ""

@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgespec.errors import InputError
 from edgespec.exporters import qualcomm
 from edgespec.soc import SOCS
-from edgespec.spec import CompiledEntry, ModelEntry
+from edgespec.spec import CompiledEntry, Manifest
 
 
-def compiled(folder: Path, models: Sequence[ModelEntry], name: str, advance: Any) -> CompiledEntry:
-    """Compile every graph of the models in `folder` for the SoC of this name, into `folder/name`.
+def compiled(folder: Path, whole: Manifest, name: str, advance: Any) -> CompiledEntry:
+    """Compile every graph that lies in `folder` for the SoC of this name, into `folder/name`.
 
     InputError with the refused nodes where a graph is not taken whole.
     """
     soc, place = SOCS[name], folder / name
     place.mkdir()
-    total, done = sum(len(m.graphs) for m in models), 0
-    stored = f"linears {models[0].precision['linear']}"
+    total, done = sum(map(len, whole.parts.values())), 0
+    stored = f"linears {whole.models[0].precision['linear']}"
     log = [
         f"compiler {qualcomm.COMPILER}",
         f"soc {soc.name}: HTP architecture {soc.htp_arch}, number {soc.soc_model}; {stored}, weights shared",
     ]
-    for model in models:
-        for i, graph in enumerate(model.graphs):
+    for part, graphs in whole.parts.items():
+        for i, graph in enumerate(graphs):
             start = time.monotonic()
             try:
                 nodes = qualcomm.compile_into(
-                    place / model.name, folder / graph.file, soc, i == 0, i == len(model.graphs) - 1
+                    place / part, folder / graph.file, soc, i == 0, i == len(graphs) - 1
                 )
             except Exception as error:  # whatever the compiler raises
                 why = qualcomm.refused_nodes(folder / graph.file, soc) or qualcomm.first_line(error)
@@ -47,6 +46,6 @@ def compiled(folder: Path, models: Sequence[ModelEntry], name: str, advance: Any
         soc.name,
         qualcomm.COMPILER,
         f"{name}/compile.log",
-        {model.name: f"{name}/{model.name}_qnn.bin" for model in models},
-        {graph.file: f"{name}/{graph.file}" for model in models for graph in model.graphs},
+        {part: f"{name}/{part}_qnn.bin" for part in whole.parts},
+        {graph.file: f"{name}/{graph.file}" for graphs in whole.parts.values() for graph in graphs},
     )

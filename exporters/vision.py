@@ -45,6 +45,7 @@ from edgespec.spec import VISION, GraphSpec, TensorSpec, VisionEntry, vision_ten
 
 GRAPH, FACTS, WEIGHTS = f"{VISION}.onnx", f"{VISION}.json", "model.safetensors"
 PROCESSORS = "processor"  # the folder of a bundle that holds the model's own
+SELECTORS = f"{VISION}-selectors.safetensors"  # in a bundle
 INSIDE = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}  # a whole model's image encoder
 HELD_OUT = 10  # every tenth image is measured on and not learned
 MEASURED = 16  # images that a choice or a check is made with
@@ -331,6 +332,15 @@ def pruning(encoder: Encoder, digest: str, method: str, selectors: str, bypass: 
     return lambda keeps: Pruned(encoder, keeps, by, bypass)
 
 
+def pruned_as(
+    encoder: Encoder, digest: str, method: str, keeps: Mapping[int, int], selectors: Path
+) -> nn.Module:
+    """The encoder pruned as a bundle says; `selectors` is read where the method is tosa."""
+    if method == "whole":
+        return encoder
+    return pruning(encoder, digest, method, str(selectors) if method == "tosa" else "")(keeps)
+
+
 def export_images(config: ExportConfig, target: Checkpoint, folder: Path, progress: Any) -> VisionEntry:
     """Write the target's image encoder with its projector, and its processor, into a bundle's folder.
 
@@ -341,9 +351,11 @@ def export_images(config: ExportConfig, target: Checkpoint, folder: Path, progre
         encoder, projector, first = encoder_and_projector(side, target.source)
         kind = Merged if config.vision_method == "merge" else Pruned
         keeps = evenly(encoder, config.vision_keep, kind)
-        way = encoder
-        if keeps:
-            way = pruning(encoder, target.digest, config.vision_method, config.vision_selectors or "")(keeps)
+        method, selectors = config.vision_method if keeps else "whole", ""
+        if keeps and config.vision_selectors:
+            selectors = SELECTORS
+            (folder / SELECTORS).write_bytes(Path(config.vision_selectors).read_bytes())
+        way = pruned_as(encoder, target.digest, method, keeps, folder / SELECTORS)
         whole = Projected(way, projector, first).eval()
         with torch.no_grad():
             rows, hidden = whole(torch.zeros(1, 3, encoder.size, encoder.size)).shape[1:]
@@ -358,13 +370,12 @@ def export_images(config: ExportConfig, target: Checkpoint, folder: Path, progre
             rows,
             side.config.image_token_id,
             encoder.tokens,
-            config.vision_method if keeps else "whole",
+            method,
             {str(number): count for number, count in keeps.items()},
-            flops(way),
-            flops(encoder),
             f"{VISION}.data",
             GraphSpec(GRAPH, VISION, rows, 0, *tensors),
             PROCESSORS,
+            selectors,
         )
         Sight(folder / PROCESSORS, entry).tried()
     with progress.stage("vision: graph"), torch.no_grad():

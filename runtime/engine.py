@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from edgespec.errors import BackendError, InputError
 from edgespec.runtime.program import Program
-from edgespec.spec import ABSORBING, GraphSpec, ModelEntry
+from edgespec.spec import ABSORBING, GraphSpec, ModelEntry, VisionEntry
 
 NUMPY = {"float32": np.float32, "int32": np.int32, "int8": np.int8}
 
@@ -178,6 +178,12 @@ class Engine:
         }
         filled = int((self.context["context_ids"] >= 0).sum())
         return made | {"logits": made["logits"][..., : self.entry.head_rows + filled]}
+
+    def look(self, entry: VisionEntry, pixels: np.ndarray) -> np.ndarray:
+        """A picture's rows [1,rows,hidden] by the bundle's image encoder, of pixels [1,3,size,size]."""
+        session = self._session(entry.graph, entry.weights)
+        (features,) = session.run(["features"], {"pixels": pixels})
+        return np.array(features)
 
     def fill_context(self, ids: Sequence[int]) -> None:
         """Give a draft's context rows to these tokens, in order, and empty the others; until it is done anew.
@@ -370,18 +376,21 @@ class Engine:
         self.bound[key] = run, arrays
         return run, arrays
 
-    def _session(self, graph: GraphSpec) -> Any:
-        """What runs a graph, opened once: an InferenceSession, or a Method."""
+    def _session(self, graph: GraphSpec, weights: str = "") -> Any:
+        """What runs a graph, opened once: an InferenceSession, or a Method of a program over these weights
+        (empty: the model's).
+        """
         key = graph.file, graph.method
         if key not in self.sessions:
             path = self.folder / graph.file
-            self.sessions[key] = self._program(path).method(graph) if graph.method else self.opener(path)
+            program = graph.method and self._program(path, weights or self.entry.weights)
+            self.sessions[key] = program.method(graph) if program else self.opener(path)
         return self.sessions[key]
 
-    def _program(self, path: Path) -> Program:
-        """A model's ExecuTorch program, opened once."""
+    def _program(self, path: Path, weights: str) -> Program:
+        """An ExecuTorch program, opened once."""
         if path.name not in self.programs:
-            self.programs[path.name] = Program(path, self.folder / self.entry.weights, self.threads)
+            self.programs[path.name] = Program(path, self.folder / weights, self.threads)
         return self.programs[path.name]
 
     def _open(self, path: Path) -> ort.InferenceSession:

@@ -254,6 +254,11 @@ void take_compiled(Manifest& manifest, const Json& compiled, const Json& files, 
                 g.file = field<std::string>(graphs, g.file.c_str(), "compiled.graphs");
                 if (!files.contains(g.file)) throw Error("the manifest names " + g.file + ", which manifest.files lacks", AGAIN);
             }
+        if (manifest.vision) {
+            GraphSpec& g = manifest.vision->graph;
+            g.file = field<std::string>(graphs, g.file.c_str(), "compiled.graphs");
+            if (!files.contains(g.file)) throw Error("the manifest names " + g.file + ", which manifest.files lacks", AGAIN);
+        }
         return;
     }
     throw Error("the bundle is not compiled for " + soc, "export it again with --soc " + soc);

@@ -65,6 +65,8 @@ CASES: dict[str, Case] = {
     "Unsqueeze": ([X], [ints(1)], {}, 1),
     "Cast": ([INTS], [], {"to": TensorProto.FLOAT}, 1),
     "ArgMax": ([X], [], {"axis": -1, "keepdims": 0}, 1),
+    "Conv": ([HEADS], [RNG.standard_normal((3, 2, 2, 2)).astype(np.float32)], {"strides": [2, 2]}, 1),
+    "ReduceL2": ([X], [ints(-1)], {"keepdims": 1}, 1),
     "TopK": ([X], [ints(3)], {"axis": -1}, 2),
     "QuantizeLinear": ([X], [np.float32(1e-3), np.uint16(2**15)], {}, 1),
     "DequantizeLinear": ([(X * 40).astype(np.int8)], [np.float32(0.02), np.int8(0)], {}, 1),
