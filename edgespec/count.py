@@ -244,7 +244,7 @@ def _read_onnx(path: Path, spec: GraphSpec) -> dict[str, Any]:
         size = _read_bytes(tensor, uses.get(tensor.name, []), spec.width)
         read += size
         codes += size if tensor.data_type in _CODES else 0
-    products, numbers = (_count_encoding(graph) if spec.kind == VISION else _count_products(graph, spec))
+    products, numbers = _count_encoding(graph) if spec.kind == VISION else _count_products(graph, spec)
     return {
         "nodes": len(graph.node),
         "ops": dict(sorted(ops.items())),
