@@ -279,10 +279,10 @@ def _check_vision(manifest: Manifest) -> None:
     if len(manifest.vision) > 1:
         raise _fault("vision", f"are {len(manifest.vision)} image encoders, and a target has one")
     for entry in manifest.vision:
-        _check_encoder(entry, target)
+        _check_encoder(entry, target, manifest.format == "executorch")
 
 
-def _check_encoder(entry: VisionEntry, target: ModelEntry) -> None:
+def _check_encoder(entry: VisionEntry, target: ModelEntry, program: bool) -> None:
     for name, most in (("size", 2**14), ("rows", target.spec.positions), ("tokens", 2**20)):
         if not 1 <= getattr(entry, name) <= most:
             raise _fault(f"vision.{name}", f"is {getattr(entry, name)}, not 1 to {most}")
@@ -291,6 +291,8 @@ def _check_encoder(entry: VisionEntry, target: ModelEntry) -> None:
     _known(entry.method, VISION_METHODS, "vision.method")
     if bool(entry.keeps) != (entry.method != "whole") or not all(number.isdigit() for number in entry.keeps):
         raise _fault("vision.keeps", f"names layers in a way that {entry.method} does not")
+    if program != bool(entry.graph.method) or (program and not METHOD.fullmatch(entry.graph.method)):
+        raise _fault("vision.graph", f"has the method {entry.graph.method[:40]!a}, or none")
     if bool(entry.selectors) != (entry.method == "tosa"):
         raise _fault("vision.selectors", f"are {entry.selectors[:60]!a}, and the method is {entry.method}")
     graph, tensors = entry.graph, vision_tensors(entry.size, entry.rows, target.spec.hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ from edgespec.bundle import Bundle
 from edgespec.config import ExportConfig
 from edgespec.errors import BackendError
 from edgespec.spec import CODED, CompiledEntry, Manifest, VisionEntry
+
+# Where executorch brought torchao, Transformers imports it, and it speaks of libraries for GPUs.
+for name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def export(config: ExportConfig, progress: Any, engine: Any, render: Any = None) -> Bundle:

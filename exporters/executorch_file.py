@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge
+from executorch.exir import (
+    EdgeCompileConfig,
+    ExecutorchBackendConfig,
+    to_edge,
+    to_edge_transform_and_lower,
+)
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.extension.pybindings.portable_lib import _load_program
 from torch import nn
@@ -52,14 +57,35 @@ def write(
             tick()
         edge = to_edge(traced, compile_config=EdgeCompileConfig(_check_ir_validity=False))
         made = edge.to_executorch(
-            ExecutorchBackendConfig(
-                memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False),
-                external_constants=lambda node: name if node.name.startswith(STORED) else None,
-            )
+            backend_config(lambda node: name if node.name.startswith(STORED) else None)
         )
         with (folder / f"{name}.pte").open("wb") as file:
             made.write_to_file(file)
         made.write_tensor_data_to_file(str(folder))
+
+
+def write_delegated(module: nn.Module, given: tuple[Any, ...], method: str, folder: Path, name: str) -> None:
+    """Write a module as the one method of `name.pte`, what XNNPACK knows of it delegated by ExecuTorch's own
+    partitioner with its weights inside, and `name.ptd` with the rest's.
+    """
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    with quiet(), torch.no_grad():
+        traced = torch.export.export(module.eval(), given, strict=False)
+        config = EdgeCompileConfig(_check_ir_validity=False)
+        edge = to_edge_transform_and_lower(
+            {method: traced}, partitioner=[XnnpackPartitioner()], compile_config=config
+        )
+        made = edge.to_executorch(backend_config(lambda node: name))
+        with (folder / f"{name}.pte").open("wb") as file:
+            made.write_to_file(file)
+        made.write_tensor_data_to_file(str(folder))
+
+
+def backend_config(outside: Callable[[Any], str | None]) -> ExecutorchBackendConfig:
+    """Buffers of inputs and outputs are the caller's; `outside` names the file that a constant goes into."""
+    planned = MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=False)
+    return ExecutorchBackendConfig(memory_planning_pass=planned, external_constants=outside)
 
 
 Tensors = list[tuple[str, tuple[int, ...]]]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -379,8 +380,15 @@ def export_images(config: ExportConfig, target: Checkpoint, folder: Path, progre
         )
         Sight(folder / PROCESSORS, entry).tried()
     with progress.stage("vision: graph"), torch.no_grad():
-        ir.save(exported(whole, *tensors), folder / GRAPH, external_data=entry.weights)
-    return entry
+        if config.format == "onnx":
+            ir.save(exported(whole, *tensors), folder / GRAPH, external_data=entry.weights)
+            return entry
+        from edgespec.exporters.executorch_file import write_delegated
+
+        method, pixels = f"{VISION}_{rows}_0", torch.zeros(tensors[0][0].shape)
+        write_delegated(whole, (pixels,), method, folder, VISION)
+    graph = replace(entry.graph, file=f"{VISION}.pte", method=method)
+    return replace(entry, weights=f"{VISION}.ptd", graph=graph)
 
 
 @torch.no_grad()
