@@ -267,22 +267,29 @@ def _check_complete(model: ModelEntry, where: str) -> None:
 
 
 def _check_vision(manifest: Manifest) -> None:
-    """At most one image encoder, and a target that takes what it gives, in every bucket."""
-    target = next(model for model in manifest.models if model.name == "target")
-    wanted = set(target.cache.buckets) if manifest.vision else set()
+    """At most one image encoder, and models that take what it gives, in every bucket."""
+    if len(manifest.vision) > 1:
+        raise _fault("vision", f"are {len(manifest.vision)} image encoders, and a target has one")
+    models = {model.name: model for model in manifest.models}
+    reading = {"target"} if manifest.vision else set()
+    if any(entry.draft_rows for entry in manifest.vision):
+        reading.add("draft")
+        if "draft" not in models:
+            raise _fault("vision.draft_rows", "are of a draft, and there is none")
     for model in manifest.models:
         found = {g.bucket for g in model.graphs if g.kind == "embeds"}
-        if found != (wanted if model is target else set()):
+        if found != (set(model.cache.buckets) if model.name in reading else set()):
             raise _fault(
                 f"models.{model.name}.graphs", "hold embeds graphs for other buckets than images need"
             )
-    if len(manifest.vision) > 1:
-        raise _fault("vision", f"are {len(manifest.vision)} image encoders, and a target has one")
     for entry in manifest.vision:
-        _check_encoder(entry, target, manifest.format == "executorch")
+        _check_encoder(entry, models, manifest.format == "executorch")
 
 
-def _check_encoder(entry: VisionEntry, target: ModelEntry, program: bool) -> None:
+def _check_encoder(entry: VisionEntry, models: dict[str, ModelEntry], program: bool) -> None:
+    target, draft = models["target"], models.get("draft")
+    if entry.draft_rows > entry.rows:
+        raise _fault("vision.draft_rows", f"are {entry.draft_rows}, more than the target's {entry.rows}")
     for name, most in (("size", 2**14), ("rows", target.spec.positions), ("tokens", 2**20)):
         if not 1 <= getattr(entry, name) <= most:
             raise _fault(f"vision.{name}", f"is {getattr(entry, name)}, not 1 to {most}")
@@ -295,7 +302,8 @@ def _check_encoder(entry: VisionEntry, target: ModelEntry, program: bool) -> Non
         raise _fault("vision.graph", f"has the method {entry.graph.method[:40]!a}, or none")
     if bool(entry.selectors) != (entry.method == "tosa"):
         raise _fault("vision.selectors", f"are {entry.selectors[:60]!a}, and the method is {entry.method}")
-    graph, tensors = entry.graph, vision_tensors(entry.size, entry.rows, target.spec.hidden)
+    own = (entry.draft_rows, draft.spec.hidden if draft else 0)
+    graph, tensors = entry.graph, vision_tensors(entry.size, entry.rows, target.spec.hidden, *own)
     if (graph.kind, graph.width, graph.bucket) != ("vision", entry.rows, 0):
         raise _fault(
             "vision.graph", f"is a {graph.kind[:20]!a} of width {graph.width}, not vision of {entry.rows}"

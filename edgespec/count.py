@@ -124,7 +124,7 @@ def count(bundle: Bundle) -> BundleCost:
     graphs = tuple(_count_graph(bundle, name, g) for name, own in parts.items() for g in own)
     models = tuple(_count_model(bundle, m) for m in bundle.manifest.models)
     models += tuple(_count_encoder(bundle, v) for v in bundle.manifest.vision)
-    weights = {m.weights for m in (*bundle.manifest.models, *bundle.manifest.vision)}
+    weights = {m.weights for m in bundle.manifest.models} | {v.weights for v in bundle.manifest.vision}
     protos = {g.file for own in parts.values() for g in own}
     bytes_io = max((g.bytes_io for g in graphs), default=0)
     held = sum(files[name].bytes for name in weights | protos)

@@ -170,6 +170,7 @@ class VisionEntry:
     A picture takes `rows` rows of a prompt, each written as the id `token`; `processor` is the folder of the
     model's own processor, which makes both pixels and prompt. Of the encoder's `tokens` a layer in `keeps`
     lets so many patches take part, chosen by `method` (whole, tosa, merge), by the file `selectors` if tosa.
+    `draft_rows`: of a draft that reads pictures, what it sees of one, from the same graph; 0: it reads words.
     """
 
     family: str
@@ -183,6 +184,7 @@ class VisionEntry:
     graph: GraphSpec
     processor: str
     selectors: str = ""
+    draft_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -293,11 +295,15 @@ def context_tensors(width: int, hidden: int) -> tuple[tuple[TensorSpec, ...], tu
 
 
 def vision_tensors(
-    size: int, rows: int, hidden: int
+    size: int, rows: int, hidden: int, draft_rows: int = 0, draft_hidden: int = 0
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of a `vision` graph: pixels [1,3,size,size] -> the features of a prompt's rows."""
-    pixels, features = (1, 3, size, size), (1, rows, hidden)
-    return (TensorSpec("pixels", "float32", pixels),), (TensorSpec("features", "float32", features),)
+    """Inputs and outputs of a `vision` graph: pixels [1,3,size,size] -> features of the rows of a target's
+    prompt [1,rows,hidden], and, where a draft reads pictures, of its own [1,draft rows,draft hidden].
+    """
+    made = [TensorSpec("features", "float32", (1, rows, hidden))]
+    if draft_rows:
+        made.append(TensorSpec("draft_features", "float32", (1, draft_rows, draft_hidden)))
+    return (TensorSpec("pixels", "float32", (1, 3, size, size)),), tuple(made)
 
 
 def policy_inputs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def export(config: ExportConfig, progress: Any, engine: Any, render: Any = None)
             target = target or source
             with progress.stage(f"{job.name}: widths agree?"):
                 entries.append(marked(entry, engine(staging.path, entry)))
-        vision = (encoder_for(config, jobs[0], staging.path, progress),) if jobs[0].reads_images else ()
+        vision = (encoder_for(config, jobs, staging.path, progress),) if jobs[0].reads_images else ()
         tokenizer = save_tokenizer(jobs[0].checkpoint.tokenizer, staging.path)
         whole = manifest(config, entries, tokenizer, jobs, vision)
         staging.finish(replace(whole, compiled=contexts_for(config.soc, staging.path, whole, progress)))
@@ -69,7 +70,7 @@ def exporter(form: str) -> Any:
     return export_program
 
 
-def encoder_for(config: ExportConfig, target: Any, folder: Path, progress: Any) -> VisionEntry:
+def encoder_for(config: ExportConfig, jobs: Sequence[Any], folder: Path, progress: Any) -> VisionEntry:
     """The target's image encoder in the folder; needs the extra vision."""
     try:
         from edgespec.exporters.vision import export_images
@@ -78,7 +79,8 @@ def encoder_for(config: ExportConfig, target: Any, folder: Path, progress: Any) 
             f"a model that reads images needs {error.name}, which is not installed",
             "pip install 'edgespec[vision]'",
         ) from error
-    return export_images(config, target.checkpoint, folder, progress)
+    adapter = jobs[-1].checkpoint.adapter
+    return export_images(config, jobs[0].checkpoint, adapter, folder, progress)
 
 
 def contexts_for(

@@ -52,7 +52,7 @@ class Job:
     """One model of a bundle, decided: all that is left is work.
 
     `head_ids` are the rows a draft's head keeps, `context_rows` how many more it is given at run time,
-    `spans` what its activations reach, where they are coded. A target that `reads_images` has `embeds`
+    `spans` what its activations reach, where they are coded. A model that `reads_images` has `embeds`
     graphs beside its prefill.
     """
 
@@ -89,10 +89,10 @@ class Job:
     @property
     def calls(self) -> list[tuple[str, int]]:
         """Kind and width of every step graph of one bucket."""
-        if self.name == "draft":
-            return [("prefill", self.cache.block), ("draft", DRAFT_WIDTH)]
         absorbing = ABSORBING if self.reads_images else ("prefill",)
         absorbed = [(kind, self.cache.block) for kind in absorbing]
+        if self.name == "draft":
+            return [*absorbed, ("draft", DRAFT_WIDTH)]
         return [*absorbed, *(("verify", w) for w in self.widths), ("decode", 1)]
 
     @property

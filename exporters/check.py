@@ -68,10 +68,10 @@ def check(
     ids = lambda words: tokenizer.encode(words, add_special_tokens=False).ids  # noqa: E731
     if not self_only:
         with progress.stage("graphs"):
-            stored = (*bundle.manifest.models, *bundle.manifest.vision)
-            for (part, graphs), entry in zip(bundle.manifest.parts.items(), stored, strict=True):
+            stored = [m.weights for m in bundle.manifest.models] + [v.weights for v in bundle.manifest.vision]
+            for (part, graphs), weights in zip(bundle.manifest.parts.items(), stored, strict=True):
                 if bundle.manifest.format == "executorch":
-                    findings += check_program(bundle, graphs, entry.weights)
+                    findings += check_program(bundle, graphs, weights)
                 else:
                     known = operators | (ENCODING if part == VISION else frozenset())
                     findings += [check_graph(bundle, graph, known) for graph in graphs]
@@ -87,7 +87,8 @@ def check(
             )
     if not self_only:
         words = Path(text).read_text(encoding="utf-8") if text else shipped("wikitext")
-        checkpoint = None
+        checkpoint: Checkpoint | None = None
+        found: dict[str, Checkpoint | None] = {}
         for entry in bundle.manifest.models:
             named = draft_source if entry.name == "draft" else source
             checkpoint = find_source(bundle, entry, named, checkpoint)
@@ -95,11 +96,15 @@ def check(
                 findings += check_commit(entry, engine(bundle.path, entry), ids(words))
             with progress.stage(f"{entry.name}: numbers") as advance:
                 findings += check_numbers(bundle, entry, engine, ids(words), checkpoint, advance)
-            if entry.name == "target" and bundle.manifest.vision and checkpoint is not None:
-                with progress.stage("vision: numbers"):
-                    from edgespec.exporters.check_images import check_images
+            found[entry.name] = checkpoint
+        target = found["target"]
+        if bundle.manifest.vision and target is not None:
+            with progress.stage("vision: numbers"):
+                from edgespec.exporters.check_images import check_images
 
-                    findings += check_images(bundle, engine(bundle.path, entry), checkpoint, ids(words))
+                draft, entry = found.get("draft"), bundle.model("target")
+                adapter = draft.adapter if draft else None
+                findings += check_images(bundle, engine(bundle.path, entry), target, ids(words), adapter)
     return CheckResult(tuple(findings))
 
 

@@ -15,7 +15,7 @@ from edgespec.bundle import Bundle
 from edgespec.exporters.checkpoint import Checkpoint
 from edgespec.exporters.findings import Finding
 from edgespec.exporters.vision import pruned_as
-from edgespec.exporters.vision_language import Projected, encoder_and_projector, images_of
+from edgespec.exporters.vision_language import Adapter, Projected, encoder_and_projector, images_of
 from edgespec.runtime.engine import Engine
 from edgespec.spec import VisionEntry
 
@@ -27,7 +27,9 @@ IMAGES = 3
 AFTER = 5  # words behind a picture
 
 
-def check_images(bundle: Bundle, engine: Engine, checkpoint: Checkpoint, words: list[int]) -> list[Finding]:
+def check_images(
+    bundle: Bundle, engine: Engine, checkpoint: Checkpoint, words: list[int], adapter: Adapter | None
+) -> list[Finding]:
     """The encoder's graph and the embeds graph against the checkpoint; `engine` runs the target's graphs."""
     (entry,) = bundle.manifest.vision
     encoder, projector, first = encoder_and_projector(images_of(checkpoint), checkpoint.source)
@@ -38,7 +40,8 @@ def check_images(bundle: Bundle, engine: Engine, checkpoint: Checkpoint, words: 
     with torch.no_grad():
         want = Projected(way, projector, first)(shown)
         whole = Projected(encoder, projector, first)(shown)
-    ours = np.concatenate([engine.look(entry, image[None].numpy()) for image in shown])
+    seen = [engine.look(entry, image[None].numpy()) for image in shown]
+    ours = np.concatenate([features for features, *_ in seen])
     limit = LARGEST_SHARE[bundle.manifest.format]
     share = float(np.abs(ours - want.numpy()).max() / want.abs().max())
     likeness = float(torch.cosine_similarity(torch.from_numpy(ours), whole, dim=-1).mean())
@@ -46,6 +49,12 @@ def check_images(bundle: Bundle, engine: Engine, checkpoint: Checkpoint, words: 
     if keeps:
         detail += f"; {entry.method} in {len(keeps)} layers"
         detail += f", mean cosine to the whole encoder's {likeness:.3f}"
+    if adapter is not None:
+        with torch.no_grad():
+            theirs = adapter(want).numpy()
+        drafts = float(np.abs(np.concatenate([d for _, d in seen]) - theirs).max() / np.abs(theirs).max())
+        share = max(share, drafts)
+        detail += f"; the draft's {adapter.rows} rows of a picture off by {drafts:.1e}"
     figures = {"share": share, "likeness": likeness}
     return [
         Finding("vision numbers", share <= limit, detail, figures),

@@ -23,7 +23,7 @@ from edgespec.exporters.findings import Finding
 from edgespec.exporters.plan import shipped
 from edgespec.exporters.widths import divergence
 from edgespec.soc import NAMES, SOCS, Soc
-from edgespec.spec import ABSORBING, CODED, STEPS, CompiledEntry, GraphSpec, ModelEntry
+from edgespec.spec import ABSORBING, CODED, STEPS, CompiledEntry, GraphSpec, ModelEntry, VisionEntry
 
 FAR = 1000  # a position where angles computed in fp16 are off (design, section 3)
 ROWS = 512  # most rows in a cache before a step
@@ -32,6 +32,7 @@ LARGEST_KL = 0.02  # nats, mean over rows
 # Where activations are codes, fp16 between them sends some to the next one, 0.8 % of a cache's largest;
 # what follows is as far off as the codes themselves are from fp32 (KL 0.009 with the demo), in other places.
 LARGEST_DIFFERENCE_CODED, LARGEST_KL_CODED = 0.15, 0.1
+LEAST_LIKENESS = 0.98  # mean cosine of a picture's features
 LEAST_KEPT = 0.97  # of a commit's rows, those that scores in fp32 keep
 NEW = ("new_keys", "new_values", "new_queries")
 
@@ -87,6 +88,10 @@ def check_qualcomm(
         found = check_graphs(bundle, chips, advance)
     found += [check_compiled(bundle, entry.soc) for entry in bundle.manifest.compiled]
     refused = {f.name.split()[0] for f in found if not f.passed}
+    for encoder in bundle.manifest.vision:
+        if encoder.graph.file not in refused:
+            with progress.stage(f"vision: emulated on {chips[0].name}"):
+                found.append(check_encoder(bundle, encoder, engine, chips[0]))
     for entry in bundle.manifest.models:
         if refused & {graph.file for graph in entry.graphs}:
             continue
@@ -97,6 +102,28 @@ def check_qualcomm(
             found += check_steps(entry, cpu, npu, tokens, advance)
             found += check_commit(entry, cpu, npu, tokens)
     return found
+
+
+def check_encoder(bundle: Bundle, entry: VisionEntry, engine: Callable[..., Any], soc: Soc) -> Finding:
+    """A picture's features, emulated and on the CPU.
+
+    Fewer tokens may part otherwise where two are alike to fp16's rounding, so a pruned encoder's are compared
+    by their direction.
+    """
+    pixels = np.random.default_rng(0).standard_normal(entry.graph.inputs[0].shape).astype(np.float32)
+    target = bundle.model("target")
+    ours, theirs = (
+        one.look(entry, pixels)[0]
+        for one in (emulated(engine, bundle.path, target, soc), engine(bundle.path, target))
+    )
+    off = share(ours, theirs)
+    likeness = float(
+        ((ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)).mean()
+    )
+    passed = likeness >= LEAST_LIKENESS and (entry.method != "whole" or off <= LARGEST_DIFFERENCE)
+    detail = f"features differ from the CPU's by up to {off:.2%} of the largest, mean cosine {likeness:.4f}"
+    detail += f" (at least {LEAST_LIKENESS})"
+    return Finding("vision emulated", passed, detail, {"share": off, "likeness": likeness})
 
 
 def emulated(engine: Callable[..., Any], folder: Path, entry: ModelEntry, soc: Soc) -> Any:

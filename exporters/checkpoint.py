@@ -32,7 +32,7 @@ from edgespec.exporters.tokenizer import (
     optional_json,
     vocabularies_differ,
 )
-from edgespec.exporters.vision_language import FAMILIES, ImageSide, decoder_of, named
+from edgespec.exporters.vision_language import FAMILIES, Adapter, ImageSide, decoder_of, named
 
 __all__ = ["Checkpoint", "Grid", "Tokenizer", "layer_of", "open_checkpoint", "vocabularies_differ"]
 
@@ -60,8 +60,9 @@ class Weights(Protocol):
 class Checkpoint:
     """A model's configuration, tokenizer and weights; `source` is the user's word, of a path its last name.
 
-    Of a vision-language model they are the decoder's, and `images` is the rest. Names are Transformers' own.
-    With tied embeddings `lm_head.weight` may be absent: take the embedding's.
+    Of a vision-language model they are the decoder's, and `images` is the rest; `adapter` is what a draft
+    sees of pictures, None where it reads words alone. Names are Transformers' own. With tied embeddings
+    `lm_head.weight` may be absent: take the embedding's.
     """
 
     source: str
@@ -69,6 +70,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     weights: Weights
     images: ImageSide | None = None
+    adapter: Adapter | None = None
 
     @cached_property
     def digest(self) -> str:

@@ -33,10 +33,12 @@ from edgespec.exporters.rounded import by_row
 from edgespec.exporters.self_draft import draft_of
 from edgespec.exporters.step import refuse_foreign, skeleton
 from edgespec.exporters.tokenizer import optional_json
+from edgespec.exporters.vision_language import Adapter
 from edgespec.files import replaced, written_whole
 from edgespec.vocabulary import Vocabulary
 
 FACTS, VOCABULARY, SCHEMA = "draft.json", "vocabulary.json", "edgespec.draft/1"
+ADAPTER = "adapter.safetensors"
 OWN, OWN_LAYERS = "layers", 2  # the word for a draft of the target's own layers, and how many it has
 
 
@@ -83,8 +85,9 @@ class Borrowing:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The draft's own file."""
-        return (self.path,)
+        """The draft's own file, and its adapter's."""
+        adapter = self.path.parent / ADAPTER
+        return (self.path, *([adapter] if adapter.is_file() else []))
 
     def names(self) -> frozenset[str]:
         """The draft's own parameters and the borrowed ones."""
@@ -141,7 +144,17 @@ def trained(source: str, folder: Path, target: Checkpoint) -> Checkpoint:
         )
     weights = Borrowing(path, shapes, target.weights, borrowed)
     require_parameters(f"draft {source}", config, weights)
-    return replace(target, source=source, config=config, weights=weights)
+    adapter = None
+    if (folder / ADAPTER).is_file():
+        adapter = Adapter.load(folder / ADAPTER)
+        fits = (adapter.linear.in_features, adapter.linear.out_features) == (hidden, config.hidden_size)
+        if target.images is None or not fits:
+            raise InputError(
+                f"draft {source} sees pictures by an adapter that is not for {target.source}",
+                "train one for it",
+            )
+    own = (source, config, target.tokenizer, weights, None, adapter)
+    return Checkpoint(*own)
 
 
 def tables(target: Checkpoint) -> frozenset[str]:

@@ -56,9 +56,7 @@ def write(
             traced[method] = torch.export.export(module.eval(), given, strict=False)
             tick()
         edge = to_edge(traced, compile_config=EdgeCompileConfig(_check_ir_validity=False))
-        made = edge.to_executorch(
-            backend_config(lambda node: name if node.name.startswith(STORED) else None)
-        )
+        made = edge.to_executorch(backend_config(lambda node: name if node.name.startswith(STORED) else None))
         with (folder / f"{name}.pte").open("wb") as file:
             made.write_to_file(file)
         made.write_tensor_data_to_file(str(folder))

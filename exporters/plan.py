@@ -84,6 +84,7 @@ def draft_job(config: ExportConfig, target: Job) -> Job:
             "linear": WIDE["cpu"]
         }  # a trained draft is on that grid: nothing is rounded again
     job = Job("draft", checkpoint, spec, cache, precision, (), target.fused, head)
+    job = replace(job, reads_images=checkpoint.adapter is not None)
     return replace(job, context_rows=context_rows(config, job, target))
 
 

@@ -40,7 +40,7 @@ from edgespec.exporters.tosa import (
 )
 from edgespec.exporters.vision_encoder import FAMILIES, Encoder, encoder_of
 from edgespec.exporters.vision_language import FAMILIES as WHOLE_MODELS
-from edgespec.exporters.vision_language import Projected, encoder_and_projector, images_of
+from edgespec.exporters.vision_language import Adapter, ForBoth, Projected, encoder_and_projector, images_of
 from edgespec.files import replaced, written_whole
 from edgespec.spec import VISION, GraphSpec, TensorSpec, VisionEntry, vision_tensors
 
@@ -342,8 +342,11 @@ def pruned_as(
     return pruning(encoder, digest, method, str(selectors) if method == "tosa" else "")(keeps)
 
 
-def export_images(config: ExportConfig, target: Checkpoint, folder: Path, progress: Any) -> VisionEntry:
-    """Write the target's image encoder with its projector, and its processor, into a bundle's folder.
+def export_images(
+    config: ExportConfig, target: Checkpoint, adapter: Adapter | None, folder: Path, progress: Any
+) -> VisionEntry:
+    """Write the target's image encoder with its projector (and a draft's adapter), and its processor, into a
+    bundle's folder.
 
     InputError where the processor makes other pictures, or gives them other rows, than the model takes.
     """
@@ -357,10 +360,17 @@ def export_images(config: ExportConfig, target: Checkpoint, folder: Path, progre
             selectors = SELECTORS
             (folder / SELECTORS).write_bytes(Path(config.vision_selectors).read_bytes())
         way = pruned_as(encoder, target.digest, method, keeps, folder / SELECTORS)
-        whole = Projected(way, projector, first).eval()
+        whole: nn.Module = Projected(way, projector, first).eval()
         with torch.no_grad():
             rows, hidden = whole(torch.zeros(1, 3, encoder.size, encoder.size)).shape[1:]
-        tensors = vision_tensors(encoder.size, rows, hidden)
+        draft: tuple[int, ...] = ()
+        if adapter is not None:
+            if rows % adapter.rows:
+                said = f"a draft cannot see {adapter.rows} rows of a picture of {rows}"
+                raise InputError(said, "train its adapter for this target")
+            draft = (adapter.rows, adapter.linear.out_features)
+            whole = ForBoth(Projected(way, projector, first), adapter).eval()
+        tensors = vision_tensors(encoder.size, rows, hidden, *draft)
         (folder / PROCESSORS).mkdir()
         for name in PROCESSOR_FILES:
             if (side.folder / name).is_file():
@@ -377,6 +387,7 @@ def export_images(config: ExportConfig, target: Checkpoint, folder: Path, progre
             GraphSpec(GRAPH, VISION, rows, 0, *tensors),
             PROCESSORS,
             selectors,
+            *draft[:1],
         )
         Sight(folder / PROCESSORS, entry).tried()
     with progress.stage("vision: graph"), torch.no_grad():

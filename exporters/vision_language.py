@@ -8,6 +8,7 @@ Knows checkpoints and encoders, nothing of graphs.
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 from transformers.initialization import no_init_weights
 
 from edgespec.errors import InputError
 from edgespec.exporters.vision_encoder import Encoder, encoder_of
+from edgespec.files import replaced
 
 if TYPE_CHECKING:
     from edgespec.exporters.checkpoint import Checkpoint, Weights
@@ -46,6 +50,7 @@ OLDER = (  # names in files -> the model's own
     (r"^(model\.vision_tower)\.vision_model\.", r"\1."),
 )
 HEAD = "lm_head."
+ADAPTER = "edgespec.adapter/1"
 UNUSED = ("head.", "pooler.")  # of an encoder: what features do not need
 
 
@@ -131,6 +136,61 @@ class Projected(nn.Module):
         """See the class."""
         features: Tensor = self.projector(self.way(pixels)[:, self.first :])
         return features
+
+
+class Adapter(nn.Module):
+    """What a draft sees of a picture (arXiv 2404.08856, with the target's own features in place of another
+    encoder's): the means of `rows` equal runs of the target's rows, through a linear layer of its own.
+    """
+
+    def __init__(self, rows: int, given: int, hidden: int) -> None:
+        super().__init__()
+        self.rows, self.linear = rows, nn.Linear(given, hidden)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[n,R,given] -> [n,rows,hidden]; R is a multiple of rows."""
+        made: Tensor = self.linear(features.unflatten(1, (self.rows, -1)).mean(2))
+        return made
+
+    def save(self, path: Path) -> None:
+        """As safetensors; whole or not at all."""
+        held = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
+        data = save(held, metadata={"edgespec": json.dumps({"schema": ADAPTER, "rows": self.rows})})
+        replaced(path, lambda temporary: temporary.write_bytes(data))
+
+    @classmethod
+    def load(cls, path: Path) -> Adapter:
+        """The adapter in a file; InputError where it is none."""
+        again = "train the draft again"
+        try:
+            with safe_open(path, framework="pt") as file:
+                said = json.loads((file.metadata() or {}).get("edgespec", "{}"))
+                held = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{path.name} is no adapter ({error})", again) from None
+        weight, rows = held.get("linear.weight"), said.get("rows")
+        right = said.get("schema") == ADAPTER and type(rows) is int and rows > 0
+        if not right or weight is None or weight.dim() != 2:
+            raise InputError(f"{path.name} is not of schema {ADAPTER}", again)
+        made = cls(rows, weight.shape[1], weight.shape[0])
+        try:
+            made.load_state_dict(held)
+        except RuntimeError:
+            raise InputError(f"{path.name} holds other tensors than an adapter has", again) from None
+        return made.eval()
+
+
+class ForBoth(nn.Module):
+    """Pixels -> a target's rows, and a draft's through its adapter."""
+
+    def __init__(self, projected: Projected, adapter: Adapter) -> None:
+        super().__init__()
+        self.projected, self.adapter = projected, adapter
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """[1,3,size,size] -> [1,rows,hidden], [1,draft rows,draft hidden]."""
+        features = self.projected(pixels)
+        return features, self.adapter(features)
 
 
 def encoder_and_projector(side: ImageSide, source: str) -> tuple[Encoder, nn.Module, int]:

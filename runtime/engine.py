@@ -179,11 +179,12 @@ class Engine:
         filled = int((self.context["context_ids"] >= 0).sum())
         return made | {"logits": made["logits"][..., : self.entry.head_rows + filled]}
 
-    def look(self, entry: VisionEntry, pixels: np.ndarray) -> np.ndarray:
-        """A picture's rows [1,rows,hidden] by the bundle's image encoder, of pixels [1,3,size,size]."""
+    def look(self, entry: VisionEntry, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        """A picture's rows [1,rows,hidden], and a draft's where it sees pictures, by the bundle's image
+        encoder, of pixels [1,3,size,size].
+        """
         session = self._session(entry.graph, entry.weights)
-        (features,) = session.run(["features"], {"pixels": pixels})
-        return np.array(features)
+        return tuple(session.run([t.name for t in entry.graph.outputs], {"pixels": pixels}))
 
     def fill_context(self, ids: Sequence[int]) -> None:
         """Give a draft's context rows to these tokens, in order, and empty the others; until it is done anew.

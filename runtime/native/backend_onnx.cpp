@@ -151,8 +151,12 @@ class OnnxBackend : public Backend {
         if (entry.cached == Type::int8) check(api->AddSessionConfigEntry(options, "session.disable_quant_qdq", "1"), "keep the codes of activations");
         if (!options_.prepack) check(api->AddSessionConfigEntry(options, "session.disable_prepacking", "1"), "set prepacking");
         const Mapping model(path);
-        for (const External& array : external_arrays(model.data(), model.size()))
-            check(api->AddInitializer(options, array.name.c_str(), weight(array)), "share " + array.name);
+        for (const External& array : external_arrays(model.data(), model.size())) {
+            OrtValue* value = weight(array);  // which also refuses one that lies outside the bundle
+            // An encoder shares its weights with no other graph, and must not: ONNX Runtime (1.32) may turn one to move a
+            // Transpose across an Add, and then still takes the one that it was given.
+            if (graph.kind != "vision") check(api->AddInitializer(options, array.name.c_str(), value), "share " + array.name);
+        }
         OrtSession* session = nullptr;
         check(api->CreateSessionWithPrepackedWeightsContainer(env_, path.c_str(), options, prepacked_, &session), "open " + file);
         // Kernels read their own packed copies from now on; what is looked up in the mapping pages in again.

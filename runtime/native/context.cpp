@@ -16,6 +16,7 @@ void Context::follow(const std::vector<int>& text) {
     if (!rows_) return;
     for (; followed_ < text.size(); ++followed_) {
         const int token = text[followed_];
+        if (token < 0) continue;  // a row of a picture
         int32_t& place = place_[size_t(token)];
         if (place == OWN) continue;
         if (place == NOWHERE && tokens_.size() < rows_) {

@@ -14,8 +14,12 @@ Lookup look_up(const std::vector<int>& text, int most_drafts, int least, int mos
         if (same < least || same <= best.matched) continue;
         best.matched = same;
         best.drafts.clear();
-        for (int i = 0; i < most_drafts; ++i)  // a text that repeats itself goes on doing so
-            best.drafts.push_back(end + i < n ? text[size_t(end + i)] : best.drafts[size_t(end + i - n)]);
+        for (int i = 0; i < most_drafts; ++i) {  // a text that repeats itself goes on doing so; nobody says a picture
+            const int next = end + i < n ? text[size_t(end + i)] : best.drafts[size_t(end + i - n)];
+            if (next < 0) break;
+            best.drafts.push_back(next);
+        }
+        if (best.drafts.empty()) { best.matched = 0; continue; }
         if (same == most) break;
     }
     return best;

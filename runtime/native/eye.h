@@ -13,14 +13,14 @@ class Eye {
   public:
     Eye(const VisionEntry& entry, Backend& backend);
 
-    // Features [rows, hidden] of pixels [3, size, size], appended to `features`; what the call took.
-    CallRecord look(const std::vector<float>& pixels, std::vector<float>& features);
+    // Features [rows, hidden] of pixels [3, size, size], appended to `features`, and a draft's to `drafts`; what the call took.
+    CallRecord look(const std::vector<float>& pixels, std::vector<float>& features, std::vector<float>& drafts);
 
     const VisionEntry& entry;
 
   private:
     std::unique_ptr<Graph> graph_;
-    std::vector<float> pixels_, features_;
+    std::vector<float> pixels_, features_, drafts_;
     std::unique_ptr<Call> call_;  // last: it is bound to the buffers
 };
 

@@ -21,6 +21,8 @@ constexpr double PRIOR_NGRAM[] = {0.45, 0.55, 0.65, 0.75};  // by tokens matched
 
 double seconds(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
 
+bool pictured(const int* tokens, int rows) { return std::any_of(tokens, tokens + rows, [](int token) { return token < 0; }); }
+
 // Let a state hold no more than the first tokens of a conversation but the last, which is absorbed anew for its logits.
 // Rows since the last commit come off the end; for more, everything is absorbed again.
 void cut(State& state, int tokens) {
@@ -48,11 +50,11 @@ class Loop {
 
     // A round that failed half-way leaves nothing behind: what nobody was told did not happen.
     ~Loop() {
-        if (!settled_) c_.resize(c_.history.size() - round_.tokens.size());
+        if (!settled_) c_.resize(c_.history().size() - round_.tokens.size());
         c_.target.trace = nullptr;
         if (!c_.draft) return;
         c_.draft->trace = nullptr;
-        cut(*c_.draft, int(c_.said.size()));
+        cut(*c_.draft, int(c_.said().size()));
     }
 
     Summary run() {
@@ -76,18 +78,18 @@ class Loop {
     Result absorb() {
         c_.hear(r_.tokens);
         if (!r_.sampling.plain_greedy())
-            for (const int token : c_.history) seen_.add(token < 0 ? c_.vision->token : token);
+            for (const int token : c_.history()) seen_.add(token < 0 ? c_.vision->token : token);
         Result last;
-        const int block = target_.widths("prefill").back(), all = int(c_.history.size());
+        const int block = target_.widths("prefill").back(), all = int(c_.history().size());
         while (c_.target.cache.position() < all) {
             if (listener_.cancelled()) return {};
             const int at = c_.target.cache.position(), rows = std::min({block, all - at, c_.target.room()});
-            const int* tokens = &c_.history[size_t(at)];
-            const bool pictured = std::any_of(tokens, tokens + rows, [](int token) { return token < 0; });
+            const int* tokens = &c_.history()[size_t(at)];
+            const bool seen = pictured(tokens, rows);
             // A few tokens go through a narrow graph, where one gives the same bits.
-            const int narrow = costs_.widths_agree && !pictured ? costs_.width_for(rows) : 0;
-            const char* kind = pictured ? "embeds" : narrow == 0 ? "prefill" : narrow == 1 ? "decode" : "verify";
-            last = c_.target.call(kind, narrow ? narrow : block, tokens, rows, c_.features.data());
+            const int narrow = costs_.widths_agree && !seen ? costs_.width_for(rows) : 0;
+            const char* kind = seen ? "embeds" : narrow == 0 ? "prefill" : narrow == 1 ? "decode" : "verify";
+            last = c_.target.call(kind, narrow ? narrow : block, tokens, rows, c_.heard.features.data());
             if (narrow) last.logits += int64_t(rows - 1) * target_.head_rows, last.argmax += rows - 1;
             c_.target.accept(rows);
             c_.target.commit_if_full();
@@ -96,7 +98,7 @@ class Loop {
     }
 
     bool ended() {
-        if (std::find(r_.stop_ids.begin(), r_.stop_ids.end(), c_.history.back()) != r_.stop_ids.end()) return summary_.reason = "stop", true;
+        if (std::find(r_.stop_ids.begin(), r_.stop_ids.end(), c_.history().back()) != r_.stop_ids.end()) return summary_.reason = "stop", true;
         if (summary_.tokens_new >= r_.max_new_tokens) return summary_.reason = "length", true;
         if (c_.target.room() < 1) return summary_.reason = "positions", true;
         if (listener_.cancelled()) return summary_.reason = "cancelled", true;
@@ -122,7 +124,7 @@ class Loop {
 
     void draft(int most) {
         if (r_.drafter == Drafter::ngram || r_.drafter == Drafter::both) {
-            Lookup found = look_up(c_.said, most);
+            Lookup found = look_up(c_.said(), most);
             for (Acceptance& a : ngram_) a.forget();
             if (found.matched > 0) {
                 matched_ = std::min(size_t(found.matched - 2), ngram_.size() - 1);
@@ -140,7 +142,7 @@ class Loop {
 
     void draft_by_model(int most) {
         State& state = *c_.draft;
-        const int pending = int(c_.said.size()) - state.cache.position();
+        const int pending = int(c_.said().size()) - state.cache.position();
         double extra = 0;
         known_.clear();
         if (r_.rule == Rule::cost) {
@@ -152,12 +154,12 @@ class Loop {
         }
         round_.stop = "cap";
         if (!catch_up(state)) { round_.stop = "room"; return; }
-        state.follow(c_.said);
+        state.follow(c_.said());
         round_.drafter = "draft";
         while (int(drafts_.size()) < most) {
             const int first = drafts_.empty() ? state.cache.position() : 0;
-            const int* tokens = drafts_.empty() ? &c_.said[size_t(first)] : &drafts_.back();
-            const int rows = drafts_.empty() ? int(c_.said.size()) - first : 1;
+            const int* tokens = drafts_.empty() ? &c_.said()[size_t(first)] : &drafts_.back();
+            const int rows = drafts_.empty() ? int(c_.said().size()) - first : 1;
             if (state.room() < rows) { round_.stop = "room"; break; }
             const Result r = state.call("draft", draft_->widths("draft").back(), tokens, rows);
             ++summary_.draft_calls;
@@ -181,11 +183,14 @@ class Loop {
 
     // Let the draft absorb the conversation but for its last one or two tokens.
     bool catch_up(State& state) {
-        const int all = int(c_.said.size()), block = draft_->widths("prefill").back(), width = draft_->widths("draft").back();
-        for (int left; (left = all - state.cache.position()) > 1 && (left > 2 || state.room() < left);) {
-            const int rows = std::min({left - 1, left > FEW ? block : width, state.room()});
-            if (rows < 1) return false;  // past the draft's last position
-            state.call(rows > width ? "prefill" : "draft", rows > width ? block : width, &c_.said[size_t(state.cache.position())], rows);
+        const int all = int(c_.said().size()), block = draft_->widths("prefill").back(), width = draft_->widths("draft").back();
+        for (int left; (left = all - state.cache.position()) > 1 && (left > 2 || state.room() < left || c_.said()[size_t(all - left)] < 0);) {
+            const int* tokens = &c_.said()[size_t(state.cache.position())];
+            const int most = std::min({left - 1, left > FEW || pictured(tokens, std::min(left - 1, width)) ? block : width, state.room()});
+            if (most < 1) return false;  // past the draft's last position
+            const bool seen = pictured(tokens, most);
+            state.call(seen ? "embeds" : most > width ? "prefill" : "draft", seen || most > width ? block : width, tokens, most, c_.drafted.features.data());
+            const int rows = most;
             ++summary_.draft_calls;
             state.accept(rows);
             state.commit_if_full();
@@ -207,7 +212,7 @@ class Loop {
     void verify() {
         settled_ = false;
         const int k = int(drafts_.size()), width = costs_.width_for(k + 1);
-        rows_.assign(1, c_.history.back());
+        rows_.assign(1, c_.history().back());
         rows_.insert(rows_.end(), drafts_.begin(), drafts_.end());
         const Result r = c_.target.call(width == 1 ? "decode" : "verify", width, rows_.data(), k + 1);
         ++summary_.verify_calls;
@@ -262,7 +267,7 @@ class Loop {
         c_.target.accept(emitted);
         c_.target.commit_if_full();
         if (c_.draft) {
-            const int stand = int(c_.said.size()) - 1, ahead = c_.draft->cache.position() - stand;
+            const int stand = int(c_.said().size()) - 1, ahead = c_.draft->cache.position() - stand;
             if (ahead > 0) c_.draft->cache.roll_back(ahead);
             c_.draft->commit_if_full();
         }
@@ -324,42 +329,51 @@ class Loop {
 }  // namespace
 
 Conversation::Conversation(Model& t, Model* d, const VisionEntry* v) : vision(v), target(t) {
-    history.reserve(size_t(t.entry.positions) + 1);
-    said.reserve(size_t(t.entry.positions) + 1);
+    for (Text* text : {&heard, &drafted}) text->tokens.reserve(size_t(t.entry.positions) + 1);
     if (d) draft.emplace(*d);
 }
 
 int64_t Conversation::bytes() const { return target.bytes() + (draft ? draft->bytes() : 0); }
 
 void Conversation::truncate(int tokens) {
-    if (tokens < int(history.size()) && history[size_t(tokens)] < 0 && (-1 - history[size_t(tokens)]) % vision->rows)
+    const std::vector<int>& all = heard.tokens;
+    if (tokens < int(all.size()) && all[size_t(tokens)] < 0 && (-1 - all[size_t(tokens)]) % vision->rows)
         throw Error(std::to_string(tokens) + " tokens end inside a picture", "truncate before it, or behind");
+    for (Text* text : {&heard, &drafted}) text->waiting.clear();
+    looks.clear();
     resize(size_t(tokens));
     cut(target, tokens);
-    if (draft) cut(*draft, int(said.size()));
+    if (draft) cut(*draft, int(drafted.tokens.size()));
 }
 
 void Conversation::hear(const std::vector<int>& tokens) {
-    const auto hidden = size_t(target.entry().hidden);
-    size_t row = features.size() / hidden;
-    for (const int token : tokens) {
-        if (vision && token == vision->token) history.push_back(-1 - int(row++));
-        else push(token);
+    for (const int token : tokens) vision && token == vision->token ? see() : push(token);
+    for (Text* text : {&heard, &drafted}) {
+        text->features.insert(text->features.end(), text->waiting.begin(), text->waiting.end());
+        text->waiting.clear();
     }
-    features.insert(features.end(), waiting.begin(), waiting.end());
-    waiting.clear();
 }
 
 void Conversation::push(int token) {
-    history.push_back(token);
-    said.push_back(token);
+    for (Text* text : {&heard, &drafted}) text->tokens.push_back(token);
+}
+
+void Conversation::see() {
+    const auto rows = size_t(vision->rows), fewer = size_t(vision->draft_rows);
+    if (pictured % rows == 0)
+        for (size_t i = 0; i < fewer; ++i) drafted.tokens.push_back(-1 - int(pictured / rows * fewer + i));
+    heard.tokens.push_back(-1 - int(pictured++));
 }
 
 void Conversation::resize(size_t tokens) {
-    const auto pictured = size_t(std::count_if(history.begin() + int64_t(tokens), history.end(), [](int token) { return token < 0; }));
-    said.resize(said.size() - (history.size() - tokens - pictured));
-    features.resize(features.size() - pictured * size_t(target.entry().hidden));
-    history.resize(tokens);
+    const auto gone = heard.tokens.begin() + int64_t(tokens);
+    const auto rows = size_t(std::count_if(gone, heard.tokens.end(), [](int token) { return token < 0; }));
+    const size_t words = heard.tokens.size() - tokens - rows, fewer = rows ? rows / size_t(vision->rows) * size_t(vision->draft_rows) : 0;
+    pictured -= rows;
+    heard.tokens.resize(tokens);
+    heard.features.resize(heard.features.size() - rows * size_t(target.entry().hidden));
+    drafted.tokens.resize(drafted.tokens.size() - words - fewer);
+    if (fewer) drafted.features.resize(drafted.features.size() - fewer * size_t(draft->entry().hidden));
 }
 
 Summary generate(Conversation& c, const Request& r, const Costs& costs, Listener& listener) {
@@ -368,17 +382,17 @@ Summary generate(Conversation& c, const Request& r, const Costs& costs, Listener
         if (token < 0 || token >= target.vocab)
             throw Error("token " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(target.vocab), "encode with the bundle's tokenizer");
     // Pictures belong to the words that come next, whatever becomes of these.
-    const std::unique_ptr<Conversation, void (*)(Conversation*)> shown(&c, [](Conversation* it) { it->waiting.clear(), it->looks.clear(); });
+    const std::unique_ptr<Conversation, void (*)(Conversation*)> shown(&c, [](Conversation* it) { it->heard.waiting.clear(), it->drafted.waiting.clear(), it->looks.clear(); });
     const auto slots = c.vision ? std::count(r.tokens.begin(), r.tokens.end(), c.vision->token) : 0;
-    if (const auto rows = int64_t(c.waiting.size()) / target.hidden; slots != rows)
+    if (const auto rows = int64_t(c.heard.waiting.size()) / target.hidden; slots != rows)
         throw Error("the tokens have places for " + std::to_string(slots) + " rows of pictures, and " + std::to_string(rows) + " wait", "look at as many pictures as the tokens show, just before them");
-    const int64_t all = int64_t(c.history.size()) + int64_t(r.tokens.size());
+    const int64_t all = int64_t(c.history().size()) + int64_t(r.tokens.size());
     if (all == 0) throw Error("the prompt is empty", "give at least one token");
     if (!target.compact && all > target.positions)
         throw Error(std::to_string(all) + " tokens are more than the " + std::to_string(target.positions) + " positions that the model was trained on", "shorten the prompt, truncate the conversation, or export with --positions compact");
     if (target.policy == "none" && all > target.slots())
         throw Error(std::to_string(all) + " tokens are more than the " + std::to_string(target.slots()) + " slots of a cache without eviction", "export with --policy keydiff, or with a larger --budget");
-    if (r.tokens.empty() && c.target.cache.position() == int(c.history.size())) c.truncate(int(c.history.size()));
+    if (r.tokens.empty() && c.target.cache.position() == int(c.history().size())) c.truncate(int(c.history().size()));
     return Loop(c, target, c.draft ? &c.draft->entry() : nullptr, r, costs, listener).run();
 }
 

@@ -12,7 +12,15 @@
 
 namespace edgespec {
 
-// A conversation: every token so far, and the caches that have absorbed a beginning of it. The draft has it without pictures.
+// What a model was told: a row of a picture is a token below 0, -1 - i for the i-th of `features`. `waiting` are those of
+// pictures that the next words show.
+struct Text {
+    std::vector<int> tokens;
+    std::vector<float> features, waiting;
+};
+
+// A conversation: every token so far, and the caches that have absorbed a beginning of it. The draft has it without pictures,
+// or with fewer rows of each.
 class Conversation {
   public:
     Conversation(Model& target, Model* draft, const VisionEntry* vision = nullptr);
@@ -23,12 +31,14 @@ class Conversation {
     // What was said, and pictures that wait for it: they take the places of the image's token, and must be as many.
     void hear(const std::vector<int>& tokens);
     void push(int token);
+    void see();                  // a row of a picture
     void resize(size_t tokens);  // of the history; no cache follows
 
-    std::vector<int> history;     // a row of a picture is a token below 0: -1 - i stands for the i-th of `features`
-    std::vector<int> said;        // the history without pictures
-    std::vector<float> features;  // [rows, hidden] of the pictures in the history
-    std::vector<float> waiting;   // of those that the next words show
+    const std::vector<int>& history() const { return heard.tokens; }
+    const std::vector<int>& said() const { return drafted.tokens; }
+
+    Text heard, drafted;  // by the target and by the draft
+    size_t pictured = 0;  // rows of pictures in the history
     std::vector<CallRecord> looks;
     const VisionEntry* vision;
     State target;

@@ -225,22 +225,26 @@ ModelEntry model(const Json& data, const std::string& folder, const Json& files,
 }
 
 // The image encoder: one graph of pixels and features, and a target that takes them in every bucket.
-VisionEntry vision(const Json& data, const ModelEntry& target, const Json& files, const std::string& format) {
+VisionEntry vision(const Json& data, const ModelEntry& target, const ModelEntry* draft, const Json& files, const std::string& format) {
     VisionEntry v;
     v.model.name = "vision";
     v.model.weights = field<std::string>(data, "weights", "vision");
     v.size = number(data, "size", "vision", 1), v.rows = number(data, "rows", "vision", 1), v.token = number(data, "token", "vision");
     v.graph = graph(field<Json>(data, "graph", "vision"), "vision.graph");
     const int64_t pixels = 3 * int64_t(v.size) * v.size, features = int64_t(v.rows) * target.hidden;
+    v.draft_rows = number(data, "draft_rows", "vision");
     const GraphSpec& g = v.graph;
-    if (g.inputs.size() != 1 || g.outputs.size() != 1 || !sized(g.inputs, "pixels", Type::float32, pixels) || !sized(g.outputs, "features", Type::float32, features) || v.token >= target.vocab)
+    const bool drafts = v.draft_rows > 0;
+    if (drafts && (!draft || v.draft_rows > v.rows || !sized(g.outputs, "draft_features", Type::float32, int64_t(v.draft_rows) * draft->hidden))) throw Error("vision: the draft's rows make no sense", AGAIN);
+    if (g.inputs.size() != 1 || g.outputs.size() != 1 + size_t(drafts) || g.outputs[0].name != "features" || !sized(g.inputs, "pixels", Type::float32, pixels) || !sized(g.outputs, "features", Type::float32, features) || v.token >= target.vocab)
         throw Error("vision: its graph makes no sense", AGAIN);
     if (g.method.empty() == (format == "executorch")) throw Error("vision names a method, or none, where its format does otherwise", AGAIN);
     for (const std::string& file : {g.file, v.model.weights})
         if (!files.contains(file)) throw Error("the manifest names " + file + ", which manifest.files lacks", AGAIN);
-    for (const int bucket : target.buckets)
-        if (std::none_of(target.graphs.begin(), target.graphs.end(), [&](const GraphSpec& o) { return o.kind == "embeds" && o.bucket == bucket; }))
-            throw Error("target has no embeds graph for bucket " + std::to_string(bucket), AGAIN);
+    for (const ModelEntry* m : {&target, drafts ? draft : &target})
+        for (const int bucket : m->buckets)
+            if (std::none_of(m->graphs.begin(), m->graphs.end(), [&](const GraphSpec& o) { return o.kind == "embeds" && o.bucket == bucket; }))
+                throw Error(m->name + " has no embeds graph for bucket " + std::to_string(bucket), AGAIN);
     return v;
 }
 
@@ -320,7 +324,7 @@ Manifest read_manifest(const std::string& folder, const std::string& soc) {
     for (const auto& [name, entry] : files.items()) check_file(folder, name, field<int64_t>(entry, "bytes", "manifest.files"));
     for (const Json& m : array(data, "models", "manifest")) out.models.push_back(model(m, folder, files, out.format));
     if (!out.model("target")) throw Error("the bundle has no target model", AGAIN);
-    for (const Json& v : array(data, "vision", "manifest")) out.vision = vision(v, *out.model("target"), files, out.format);
+    for (const Json& v : array(data, "vision", "manifest")) out.vision = vision(v, *out.model("target"), out.model("draft"), files, out.format);
     if (!soc.empty()) take_compiled(out, array(data, "compiled", "manifest"), files, soc);
     const ModelEntry* draft = out.model("draft");
     if (draft && draft->context_rows && draft->hidden != out.model("target")->hidden) throw Error("draft: its context rows make no sense", AGAIN);

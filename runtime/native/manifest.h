@@ -55,7 +55,7 @@ struct ModelEntry {
 struct VisionEntry {
     ModelEntry model;  // only what a backend asks of one: its name and weights
     GraphSpec graph;
-    int size = 0, rows = 0, token = 0;
+    int size = 0, rows = 0, token = 0, draft_rows = 0;  // draft_rows: what a draft that reads pictures sees of one
 };
 
 struct Manifest {

@@ -316,12 +316,12 @@ class Server : public Listener {
     Json list(Fields& f) {
         f.done();
         Json out = Json::array();
-        for (const auto& [name, c] : sessions_) out.push_back({{"session", name}, {"tokens", c->history.size()}, {"bytes", c->bytes()}});
+        for (const auto& [name, c] : sessions_) out.push_back({{"session", name}, {"tokens", c->history().size()}, {"bytes", c->bytes()}});
         return {{"sessions", out}};
     }
     Json truncate(Fields& f) {
         Conversation& c = session(f.text("session"));
-        const int64_t tokens = f.whole("tokens", -1, 0, int64_t(c.history.size()));
+        const int64_t tokens = f.whole("tokens", -1, 0, int64_t(c.history().size()));
         f.done();
         if (tokens < 0) throw Error("field tokens is missing", "see edgespec-runtime --help");
         c.truncate(int(tokens));
@@ -333,7 +333,7 @@ class Server : public Listener {
         f.done();
         if (op == "snapshot") return {{"bytes", save(c, bundle_.identity, path)}};
         restore(c, bundle_.identity, path);
-        return {{"tokens", c.history.size()}};
+        return {{"tokens", c.history().size()}};
     }
     Json tune(Fields& f) {
         const int runs = int(f.whole("runs", 20, 1, 10000));
@@ -347,10 +347,10 @@ class Server : public Listener {
         if (!eye_) throw Error("the bundle reads no images", "export a vision-language model");
         const std::vector<float> pixels = f.floats("pixels");
         f.done();
-        const int64_t rows = (int64_t(c.features.size()) + int64_t(c.waiting.size())) / target_->entry.hidden;
+        const int64_t rows = int64_t(c.pictured) + int64_t(c.heard.waiting.size()) / target_->entry.hidden;
         if (!target_->entry.compact && rows + eye_->entry.rows > target_->entry.positions)
             throw Error("the pictures are more rows than the model's " + std::to_string(target_->entry.positions) + " positions", "show fewer");
-        c.looks.push_back(eye_->look(pixels, c.waiting));
+        c.looks.push_back(eye_->look(pixels, c.heard.waiting, c.drafted.waiting));
         return {{"rows", eye_->entry.rows}};
     }
 

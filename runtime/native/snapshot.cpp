@@ -61,17 +61,17 @@ int64_t save(const Conversation& c, uint64_t bundle, const std::string& path) {
     std::vector<char> target, draft;
     Header h{};
     std::memcpy(h.magic, MAGIC, sizeof MAGIC);
-    h.version = VERSION, h.tokens = uint32_t(c.history.size()), h.bundle = bundle;
-    h.rows = c.features.size() / size_t(c.target.entry().hidden);
+    h.version = VERSION, h.tokens = uint32_t(c.history().size()), h.bundle = bundle, h.rows = c.pictured;
     h.target = part(c.target, target);
     if (c.draft) h.draft = part(*c.draft, draft);
+    const std::vector<float>&heard = c.heard.features, &drafted = c.drafted.features;
     const std::string temporary = path + "." + std::to_string(::getpid());
     bool written = false;
     {
         File file(temporary, "wb");
         if (!file.at) throw Error(path + " cannot be written: " + std::strerror(errno), "choose another path");
-        written = file.write(&h, sizeof h) && file.write(c.history.data(), c.history.size() * sizeof(int)) &&
-                  file.write(c.features.data(), c.features.size() * sizeof(float)) && file.write(target.data(), target.size()) && file.write(draft.data(), draft.size());
+        written = file.write(&h, sizeof h) && file.write(c.history().data(), c.history().size() * sizeof(int)) &&
+                  file.write(heard.data(), heard.size() * sizeof(float)) && file.write(drafted.data(), drafted.size() * sizeof(float)) && file.write(target.data(), target.size()) && file.write(draft.data(), draft.size());
         const uint64_t sum = file.sum;
         written = written && file.write(&sum, sizeof sum) && std::fflush(file.at) == 0 && ::fsync(::fileno(file.at)) == 0;
     }
@@ -80,7 +80,7 @@ int64_t save(const Conversation& c, uint64_t bundle, const std::string& path) {
         std::remove(temporary.c_str());
         throw Error(path + " cannot be written: " + why, "free some space, or choose another path");
     }
-    return int64_t(sizeof h + c.history.size() * sizeof(int) + c.features.size() * sizeof(float) + target.size() + draft.size() + sizeof(uint64_t));
+    return int64_t(sizeof h + c.history().size() * sizeof(int) + (heard.size() + drafted.size()) * sizeof(float) + target.size() + draft.size() + sizeof(uint64_t));
 }
 
 void restore(Conversation& c, uint64_t bundle, const std::string& path) {
@@ -100,26 +100,27 @@ void restore(Conversation& c, uint64_t bundle, const std::string& path) {
     if (c.draft) check(h.draft, *c.draft, h.tokens, path);
     else if (h.draft.bytes) throw Error(path + " is of a bundle with a draft", HINT);
     std::vector<int> history(h.tokens);
-    std::vector<float> features(size_t(h.rows * bytes_row / sizeof(float)));
+    const uint64_t fewer = c.vision && c.draft ? h.rows / uint64_t(c.vision->rows) * uint64_t(c.vision->draft_rows) : 0;
+    std::vector<float> features(size_t(h.rows * bytes_row / sizeof(float))), drafted(fewer ? size_t(fewer) * size_t(c.draft->entry().hidden) : 0);
     std::vector<char> target(h.target.bytes), draft(h.draft.bytes);
     uint64_t sum = 0;
-    bool whole = file.read(history.data(), history.size() * sizeof(int)) && file.read(features.data(), features.size() * sizeof(float)) && file.read(target.data(), target.size()) &&
+    bool whole = file.read(history.data(), history.size() * sizeof(int)) && file.read(features.data(), features.size() * sizeof(float)) &&
+                 file.read(drafted.data(), drafted.size() * sizeof(float)) && file.read(target.data(), target.size()) &&
                  file.read(draft.data(), draft.size());
     const uint64_t expected = file.sum;
     whole = whole && file.read(&sum, sizeof sum) && sum == expected && std::fgetc(file.at) == EOF;
     if (!whole) throw Error(path + " is damaged: its checksum does not fit", HINT);
-    uint64_t rows = 0;  // of pictures, which follow one another
-    std::vector<int> said;
+    uint64_t rows = 0, words = 0;  // rows of pictures follow one another
     for (const int token : history) {
-        if (c.vision && token == -1 - int64_t(rows)) { ++rows; continue; }
-        if (token < 0 || token >= c.target.entry().vocab) throw Error(path + " holds a token outside the vocabulary", HINT);
-        said.push_back(token);
+        const bool row = c.vision && token == -1 - int64_t(rows);
+        if (!row && (token < 0 || token >= c.target.entry().vocab)) throw Error(path + " holds a token outside the vocabulary", HINT);
+        rows += row, words += !row;
     }
-    if (rows != h.rows || (c.draft && h.draft.position > said.size()) || (c.vision && rows % uint64_t(c.vision->rows))) throw Error(path + " is damaged: its sizes make no sense", HINT);
-    c.history.assign(history.begin(), history.end());
-    c.said.assign(said.begin(), said.end());
-    c.features = std::move(features);
-    c.waiting.clear(), c.looks.clear();
+    if (rows != h.rows || (c.vision && rows % uint64_t(c.vision->rows)) || (c.draft && h.draft.position > words + fewer))
+        throw Error(path + " is damaged: its sizes make no sense", HINT);
+    c.truncate(0);
+    for (const int token : history) token < 0 ? c.see() : c.push(token);
+    c.heard.features = std::move(features), c.drafted.features = std::move(drafted);
     c.target.cache.load(target, int(h.target.count), int(h.target.position));
     if (!c.draft) return;
     c.draft->cache.load(draft, int(h.draft.count), int(h.draft.position));

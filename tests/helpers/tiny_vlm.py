@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
+from edgespec.exporters.checkpoint import layer_of, open_checkpoint
+from edgespec.exporters.draft_checkpoint import save_draft, tables
+from edgespec.exporters.vision_language import Adapter
 from tests.helpers.checkpoints import CONTROL, LETTERS, MERGES, SIZES
 
 logging.disable_progress_bar()
@@ -125,4 +129,20 @@ def folder(path: Path, kind: str, splits: bool = False) -> Path:
         whole = {"processor_class": "Idefics3Processor", "image_seq_len": 4}
     (path / "preprocessor_config.json").write_text(json.dumps(images | colours | {"do_rescale": True}))
     (path / "processor_config.json").write_text(json.dumps(whole))
+    return path
+
+
+def draft(path: Path, source: Path, rows: int) -> Path:
+    """A draft of the target's first layer that sees `rows` rows of a picture; 0: it reads words alone."""
+    target = open_checkpoint(str(source))
+    config = copy.deepcopy(target.config)
+    config.num_hidden_layers = 1
+    names = [name for name in target.names() if layer_of(name) in (0, None)]
+    own = {name: target.tensor(name) for name in names if name not in tables(target)}
+    save_draft(path, target, config, own, list(range(len(TOKENS))), {})
+    if rows:
+        torch.manual_seed(1)
+        adapter = Adapter(rows, config.hidden_size, config.hidden_size)
+        torch.nn.init.eye_(adapter.linear.weight)
+        adapter.save(path / "adapter.safetensors")
     return path

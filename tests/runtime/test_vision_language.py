@@ -54,6 +54,8 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., t
             if not source.exists():
                 source.mkdir()
                 tiny_vlm.folder(source, kind, splits)
+            if "sees" in more:  # rows of a picture that the draft sees
+                more["draft"] = str(tiny_vlm.draft(place / f"{len(made)}-draft", source, more.pop("sees")))
             given: dict[str, Any] = {"budget": 128, "block": 32, "widths": (2, 4), "weights": "fp32", **more}
             config = ExportConfig(str(source), str(place / str(len(made))), **given)
             bundle = export(config, Progress(quiet=True), Engine)
@@ -290,3 +292,58 @@ def test_a_bundle_without_eyes_says_so(opened: Callable[..., Runtime], pictures:
         session.generate("hello", images=pictures)
     with pytest.raises(InputError, match="reads no images"):
         opened().process.ask("look", session=session.name, pixels="AAAA")
+
+
+@pytest.mark.parametrize("kind", ["llava", "idefics3"])
+def test_a_draft_that_sees_fewer_rows_changes_no_text(
+    seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path], kind: str, tmp_path: Path
+) -> None:
+    small = {"budget": 32, "block": 16, "recent": 8, "draft_budget": 32, "policy": "h2o"}
+    runtime, source = seeing(kind, kind == "idefics3", sees=2, **small)
+    (entry,) = runtime.bundle.manifest.vision
+    assert entry.draft_rows == 2 and entry.graph.outputs[1].shape == (1, 2, 64)
+    text = f"<image>{TEXT} <image> {TEXT}"
+    want = oracle(runtime, source, text, list(pictures), TOKENS)
+    for how in [PLAIN, *WAYS]:
+        answer = runtime.session().generate(text, how, raw=True, images=pictures)
+        assert list(answer.tokens) == want, how
+    session, short = runtime.session(), Settings(max_new_tokens=5, drafter="draft", stop_rule="fixed")
+    first = session.generate(TEXT, short, images=[pictures[0]])
+    session.snapshot(tmp_path / "kept")
+    second = session.generate("go on", short, images=[pictures[1]])
+    other = runtime.session()
+    other.restore(tmp_path / "kept")
+    again = other.generate("go on", short, images=[pictures[1]])
+    assert again.tokens == second.tokens and again.stats["draft_calls"]
+    session.truncate(session.tokens.index(tiny_vlm.IMAGE))
+    session.messages.clear()
+    assert session.generate(TEXT, short, images=[pictures[0]]).tokens == first.tokens
+
+
+@pytest.mark.parametrize("sees", [0, 4])
+def test_a_draft_is_told_what_it_sees(
+    seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path], sees: int, tmp_path: Path
+) -> None:
+    """The entropy of its first draft is that of its graphs over the words and its rows of the picture."""
+    runtime, _ = seeing("llava", sees=sees)
+    bundle, how = runtime.bundle, Settings(max_new_tokens=6, drafter="draft", stop_rule="fixed")
+    (entry,) = bundle.manifest.vision
+    session = runtime.session()
+    with (tmp_path / "trace").open("w") as trace:
+        session.generate(f"{TEXT}<image>", how, raw=True, images=[pictures[0]], trace=trace)
+    events = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
+    told = next(event["entropy"][0] for event in events if event.get("entropy"))
+    assert runtime.sight is not None
+    ids, pixels = runtime.sight(f"{TEXT}<image>", [pictures[0]])
+    _, *rows = Engine(bundle.path, bundle.model("target")).look(entry, pixels)
+    engine = Engine(bundle.path, bundle.model("draft"))
+    at = ids.index(tiny_vlm.IMAGE)
+    said = [*ids[:at], *range(-1, -1 - sees, -1), *ids[at + entry.rows :], session.answer.tokens[0]]
+    while engine.position < len(said) - 1:
+        some = said[engine.position : len(said) - 1][: min(32, engine.free)]
+        features = np.stack([rows[0][0, -1 - t] if t < 0 else np.zeros(64, np.float32) for t in some])
+        more = {"features": features} if sees else {}
+        engine.call("embeds" if sees else "prefill", some, **more)
+        engine.accept(len(some))
+    assert engine.call("draft", said[-1:])["entropy"][0, 0] == pytest.approx(told, rel=1e-5)
+    assert any(call[:2] == ["draft", "embeds"] for event in events for call in event["calls"]) == bool(sees)
