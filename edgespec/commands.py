@@ -123,19 +123,26 @@ def generate(config: GenerateConfig, as_json: bool, progress: Progress) -> int:
 
 
 def chat(config: ChatConfig, as_json: bool, progress: Progress) -> int:
-    """Talk to a bundle in the terminal: /reset starts anew, /quit or the end of the input ends."""
+    """Talk to a bundle in the terminal: /reset starts anew, /image FILE shows an image with the next words,
+    /quit or the end of the input ends.
+    """
     config.check()
     with _opened(config, progress) as runtime:
-        session = runtime.session()
+        session, images = runtime.session(), list[str]()
         for line in _typed(sys.stdin.isatty()):
             if line == "/quit":
                 break
             if line == "/reset":
                 session.close()
-                session = runtime.session()
+                session, images = runtime.session(), []
                 continue
+            if line.startswith("/image "):
+                images.append(line.removeprefix("/image ").strip())
+                _give_sight(runtime)
+                continue
+            shown, images = images, []
             try:
-                for piece in session.stream(line, _settings(config)):
+                for piece in session.stream(line, _settings(config), images=shown):
                     print("" if as_json else piece, end="", flush=True)
             except Terminated:
                 raise
@@ -238,7 +245,7 @@ def _opened(config: GenerateConfig | ChatConfig, progress: Progress, costs: Any 
 
 def _give_sight(runtime: Any) -> None:
     """Let a runtime make pictures of images, where its bundle reads any."""
-    for entry in runtime.bundle.manifest.vision:
+    for entry in runtime.bundle.manifest.vision if runtime.sight is None else ():
         sight = load("edgespec.exporters.images", "Sight", extra="vision")
         runtime.sight = sight(runtime.bundle.path / entry.processor, entry)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -329,3 +331,22 @@ def test_generate_says_what_is_wrong_with_images(
     assert "1 marks for an image (<image>) and 2 images" in capsys.readouterr().err
     assert main([*line[:-1], "a <image> b <image>", "--max-new-tokens", "4", "--json", "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out)["stats"]["tokens_prompt"] > 32
+
+
+def test_a_chat_shows_images_with_the_next_words(
+    exported: Callable[..., Bundle],
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, second = sorted((made / "images").iterdir())[:2]
+    typed = f"/image {first}\nhello\n/reset\nhello\n/reset\n/image {second}\nhello\n/image /none.png\nhello\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode()), encoding="utf-8"))
+    line = ["chat", str(exported().path), "--json", "--quiet", "--max-new-tokens", "8"]
+    assert main(line) == 0
+    out, err = capsys.readouterr()
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert len({tuple(answer["tokens"]) for answer in answers}) == 3
+    prompts = [answer["stats"]["tokens_prompt"] for answer in answers]
+    assert prompts == [prompts[1] + 16, prompts[1], prompts[1] + 16]
+    assert "none.png is no image that can be read" in err
