@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -294,14 +295,19 @@ def export(config: VisionExportConfig, progress: Any) -> dict[str, Any]:
     size, dim = encoder.size, encoder.table.shape[-1]
     inputs = (TensorSpec("pixels", "float32", (1, 3, size, size)),)
     outputs = (TensorSpec("features", "float32", (1, encoder.tokens, dim)),)
-    folder = Path(config.output)
+    folder, compiling = Path(config.output), {}
     folder.mkdir(parents=True, exist_ok=True)
     with progress.stage("graph"), torch.no_grad():
         model = exported(way, inputs, outputs)
-        replaced(folder / GRAPH, lambda path: ir.save(model, path))
-    with progress.stage("check"):
-        images = torch.randn(2, 3, size, size) if test is None else test[:4]
-        off = furthest(folder / GRAPH, way, images)
+    with TemporaryDirectory(dir=folder) as place:  # nothing is left of a graph that is refused
+        graph = Path(place) / GRAPH
+        ir.save(model, graph)
+        with progress.stage("check"):
+            images = torch.randn(2, 3, size, size) if test is None else test[:4]
+            off = furthest(graph, way, images)
+        if config.soc:
+            compiling = {"compiled": compiled(graph, config.soc, progress)}
+        graph.replace(folder / GRAPH)
     facts = {
         "model_sha256": digest,
         "size": size,
@@ -317,8 +323,7 @@ def export(config: VisionExportConfig, progress: Any) -> dict[str, Any]:
     if test is not None and keeps:
         with torch.no_grad():
             facts |= likeness(way, test, features(encoder, test))
-    if config.soc:
-        facts["compiled"] = compiled(folder / GRAPH, config.soc, progress)
+    facts |= compiling
     written_whole(folder / FACTS, json.dumps(facts, indent=1) + "\n")
     return facts
 
