@@ -249,6 +249,8 @@ def _directory_template(directory: Path, settings: dict[str, Any]) -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8", errors="replace")
     template = settings.get("chat_template") or ""
+    for name in ("chat_template.json", "processor_config.json"):  # where older processors keep it
+        template = template or optional_json(directory / name).get("chat_template") or ""
     if isinstance(template, list):  # several named templates
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default") or ""

@@ -350,3 +350,13 @@ def test_a_chat_shows_images_with_the_next_words(
     prompts = [answer["stats"]["tokens_prompt"] for answer in answers]
     assert prompts == [prompts[1] + 16, prompts[1], prompts[1] + 16]
     assert "none.png is no image that can be read" in err
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json"])
+def test_a_template_is_found_where_older_processors_keep_it(made: Path, tmp_path: Path, name: str) -> None:
+    folder = edited(made, tmp_path / "a", "config.json")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    held = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    (folder / name).write_text(json.dumps(held | {"chat_template": template}))
+    assert open_checkpoint(str(folder)).tokenizer.chat_template == template
