@@ -12,14 +12,14 @@ Lookup look_up(const std::vector<int>& text, int most_drafts, int least, int mos
         int same = 0;
         while (same < most && same < end && text[size_t(end - 1 - same)] == text[size_t(n - 1 - same)]) ++same;
         if (same < least || same <= best.matched) continue;
+        if (text[size_t(end)] < 0) continue;  // a picture stood there, which nobody says
         best.matched = same;
         best.drafts.clear();
-        for (int i = 0; i < most_drafts; ++i) {  // a text that repeats itself goes on doing so; nobody says a picture
+        for (int i = 0; i < most_drafts; ++i) {  // a text that repeats itself goes on doing so
             const int next = end + i < n ? text[size_t(end + i)] : best.drafts[size_t(end + i - n)];
             if (next < 0) break;
             best.drafts.push_back(next);
         }
-        if (best.drafts.empty()) { best.matched = 0; continue; }
         if (same == most) break;
     }
     return best;

@@ -16,6 +16,9 @@ static void lookup() {
     CHECK(look_up({1, 2, 3, 4}, 4).matched == 0);
     CHECK(look_up({}, 4).matched == 0 && look_up({1}, 4).matched == 0 && look_up({1, 1, 1}, 0).drafts.empty());
     CHECK(look_up({1, 1, 1, 1}, 2).drafts == (V{1, 1}));
+    CHECK(look_up({1, 2, -1, 5, 1, 2}, 3).matched == 0);  // a picture is no draft
+    CHECK(look_up({1, 2, 7, -1, 5, 1, 2}, 3).drafts == (V{7}));
+    CHECK(look_up({1, 2, 7, 3, 1, 2, -1, 1, 2}, 3).drafts == (V{7, 3, 1}));
 }
 
 static void lengths() {

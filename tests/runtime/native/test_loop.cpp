@@ -59,7 +59,7 @@ static Summary run(World& w, Conversation& c, const Request& r) {
     int emitted = 0, accepted = 0;
     for (const Round& round : quiet.rounds) emitted += int(round.tokens.size()), accepted += round.accepted;
     CHECK(emitted == s.tokens_new && accepted == s.accepted);
-    CHECK(c.target.cache.position() == int(c.history.size()) - 1);
+    CHECK(c.target.cache.position() == int(c.history().size()) - 1);
     return s;
 }
 
@@ -83,7 +83,7 @@ static void lossless() {
                             for (const int cap : {0, 1, 3}) {
                                 auto c = w.open();
                                 const Summary s = run(w, *c, request(text(length, 1), drafter, rule, cap));
-                                CHECK(c->history == plain->history);
+                                CHECK(c->history() == plain->history());
                                 CHECK(drafter != Drafter::none || s.drafted == 0);
                                 accepted += s.accepted, evicted += c->target.cache.evicted();
                             }
@@ -99,12 +99,12 @@ static void penalised() {
     auto plain = w.open(), other = w.open(), bare = w.open();
     run(w, *plain, r);
     run(w, *bare, request(text(20, 2), Drafter::none, Rule::fixed));
-    CHECK(bare->history != plain->history);
+    CHECK(bare->history() != plain->history());
     for (const Drafter drafter : DRAFTERS) {
         r.drafter = drafter;
         auto c = w.open();
         run(w, *c, r);
-        CHECK(c->history == plain->history);
+        CHECK(c->history() == plain->history());
     }
 }
 
@@ -156,7 +156,7 @@ static void exact_sampling(int context) {
                 Request r = request(prompt, drafter, rule);
                 r.sampling = s, r.sampling.seed = uint64_t(seed), r.max_new_tokens = 5;
                 drafted += run(w, *c, r).drafted;
-                const std::vector<int> got(c->history.begin() + long(prompt.size()), c->history.begin() + long(prompt.size()) + 3);
+                const std::vector<int> got(c->history().begin() + long(prompt.size()), c->history().begin() + long(prompt.size()) + 3);
                 CHECK(place.count(got));
                 ++counts[place[got]];
             }
@@ -209,10 +209,10 @@ static void a_seed_repeats_its_text() {
     r.sampling.temperature = 1;
     auto a = w.open(), b = w.open(), c = w.open();
     run(w, *a, r), run(w, *b, r);
-    CHECK(a->history == b->history);
+    CHECK(a->history() == b->history());
     r.sampling.seed = 1;
     run(w, *c, r);
-    CHECK(a->history != c->history);
+    CHECK(a->history() != c->history());
 }
 
 // Turns, truncation, cancelling and snapshots: the same as saying it all at once.
@@ -223,7 +223,7 @@ static void conversations() {
         auto whole = w.open(), turns = w.open();
         const std::vector<int> first = text(25, 5), second = text(9, 6);
         run(w, *turns, request(first, Drafter::both, Rule::fixed));
-        std::vector<int> all = turns->history;
+        std::vector<int> all = turns->history();
         all.insert(all.end(), second.begin(), second.end());
         CHECK(save(*turns, 77, path) > 0);
         auto restored = w.open();
@@ -231,29 +231,29 @@ static void conversations() {
         run(w, *turns, request(second, Drafter::both, Rule::fixed));
         run(w, *restored, request(second, Drafter::ngram, Rule::fixed));
         run(w, *whole, request(all, Drafter::none, Rule::fixed));
-        CHECK(turns->history == whole->history && restored->history == whole->history);
-        for (const int n : {int(turns->history.size()), int(turns->history.size()) - 1, int(all.size()), 26, 3, 1}) {
+        CHECK(turns->history() == whole->history() && restored->history() == whole->history());
+        for (const int n : {int(turns->history().size()), int(turns->history().size()) - 1, int(all.size()), 26, 3, 1}) {
             auto cut = w.open();
             restore(*cut, 77, path);
             run(w, *cut, request(second, Drafter::both, Rule::fixed));
             cut->truncate(n);
             auto fresh = w.open();
-            const std::vector<int> kept(whole->history.begin(), whole->history.begin() + n);
+            const std::vector<int> kept(whole->history().begin(), whole->history().begin() + n);
             run(w, *cut, request({}, Drafter::both, Rule::fixed));
             run(w, *fresh, request(kept, Drafter::none, Rule::fixed));
-            CHECK(cut->history == fresh->history);
+            CHECK(cut->history() == fresh->history());
         }
         CHECK(error_of([&] { restore(*whole, 78, path); }) == path + " is of another bundle");
         std::ifstream in(path, std::ios::binary);
         std::string good((std::istreambuf_iterator<char>(in)), {});
         Random random(3);
-        const std::vector<int> before = whole->history;
+        const std::vector<int> before = whole->history();
         for (int i = 0; i < 2000; ++i) {
             std::string spoilt = good;
             if (i % 3 == 0) spoilt.resize(size_t(random.uniform() * double(good.size())));
             else spoilt[size_t(random.uniform() * double(good.size()))] ^= char(1 + int(random.uniform() * 255));
             std::ofstream(path, std::ios::binary) << spoilt;
-            CHECK(error_of([&] { restore(*whole, 77, path); }) != "" && whole->history == before);
+            CHECK(error_of([&] { restore(*whole, 77, path); }) != "" && whole->history() == before);
         }
         unlink(path.c_str());
         CHECK(error_of([&] { restore(*whole, 77, path); }) != "");
@@ -269,11 +269,11 @@ static void cancelling_and_faults() {
     const Summary s = generate(*c, request(text(30, 7), Drafter::both, Rule::fixed), w.costs, quiet);
     CHECK(std::string(s.reason) == "cancelled");
     run(w, *plain, request(text(30, 7), Drafter::none, Rule::fixed));
-    const size_t had = c->history.size();
+    const size_t had = c->history().size();
     Request more = request({}, Drafter::both, Rule::fixed);
-    more.max_new_tokens = int(plain->history.size() - had);
+    more.max_new_tokens = int(plain->history().size() - had);
     run(w, *c, more);
-    CHECK(c->history == plain->history);  // a cancelled conversation goes on as if nothing had been
+    CHECK(c->history() == plain->history());  // a cancelled conversation goes on as if nothing had been
 
     Quiet listener;
     const auto error = [&](Conversation& x, const Request& r) { return error_of([&] { generate(x, r, w.costs, listener); }); };
@@ -282,32 +282,32 @@ static void cancelling_and_faults() {
     CHECK(error(*d, request({12}, Drafter::none, Rule::fixed)) == "token 12 is outside the vocabulary of 12");
     CHECK(error(*d, request({-1}, Drafter::none, Rule::fixed)) != "");
     CHECK(error(*d, request(text(401, 1), Drafter::none, Rule::fixed)) == "401 tokens are more than the 400 positions that the model was trained on");
-    CHECK(d->history.empty());
+    CHECK(d->history().empty());
     for (Faults f : {Faults{40, -1, 0}, Faults{-1, 40, 0}, Faults{-1, -1, 100}}) {
         w.target_backend.faults = f;
         auto e = w.open();
         CHECK(error(*e, request(text(30, 7), Drafter::both, Rule::fixed)) != "");
         w.target_backend.faults = {};
         Request rest = request({}, Drafter::both, Rule::fixed);  // the conversation is not lost
-        rest.max_new_tokens = int(plain->history.size() - e->history.size());
+        rest.max_new_tokens = int(plain->history().size() - e->history().size());
         run(w, *e, rest);
-        CHECK(e->history == plain->history);
+        CHECK(e->history() == plain->history());
     }
     w.draft_backend.faults.fail_at_position = 45;
     auto f = w.open();
     CHECK(error(*f, request(text(30, 7), Drafter::draft, Rule::fixed)) == "the fake fails here");
     w.draft_backend.faults = {};
-    run(w, *f, [&] { Request r = request({}, Drafter::draft, Rule::fixed); r.max_new_tokens = int(plain->history.size() - f->history.size()); return r; }());
-    CHECK(f->history == plain->history);
+    run(w, *f, [&] { Request r = request({}, Drafter::draft, Rule::fixed); r.max_new_tokens = int(plain->history().size() - f->history().size()); return r; }());
+    CHECK(f->history() == plain->history());
 
     World none("append", "none", 16, 8);
     auto g = none.open();
     CHECK(error_of([&] { Quiet q; generate(*g, request(text(25, 1), Drafter::none, Rule::fixed), none.costs, q); }) == "25 tokens are more than the 24 slots of a cache without eviction");
     const Summary full = run(none, *g, request(text(10, 1), Drafter::both, Rule::fixed));
-    CHECK(std::string(full.reason) == "positions" && g->history.size() == 25);
+    CHECK(std::string(full.reason) == "positions" && g->history().size() == 25);
     auto h = w.open();
     Request last = request(text(395, 1), Drafter::both, Rule::fixed);
-    CHECK(std::string(run(w, *h, last).reason) == "positions" && h->history.size() == 401);
+    CHECK(std::string(run(w, *h, last).reason) == "positions" && h->history().size() == 401);
 }
 
 // A masked row still takes part, times zero: one that is forgotten must not stay, it may be NaN.
@@ -334,14 +334,14 @@ static void stops() {
     auto plain = w.open();
     run(w, *plain, request(text(5, 8), Drafter::none, Rule::fixed));
     Request r = request(text(5, 8), Drafter::none, Rule::fixed);
-    for (const int stop : {plain->history[10], plain->history[20], plain->history[33]})
+    for (const int stop : {plain->history()[10], plain->history()[20], plain->history()[33]})
         for (const Drafter drafter : DRAFTERS) {
             r.stop_ids = {stop}, r.drafter = drafter;
             auto c = w.open();
             const Summary s = run(w, *c, r);
-            CHECK(std::string(s.reason) == "stop" && c->history.back() == stop);
-            CHECK(std::count(c->history.begin() + 5, c->history.end(), stop) == 1);
-            CHECK(std::equal(c->history.begin(), c->history.end(), plain->history.begin()));
+            CHECK(std::string(s.reason) == "stop" && c->history().back() == stop);
+            CHECK(std::count(c->history().begin() + 5, c->history().end(), stop) == 1);
+            CHECK(std::equal(c->history().begin(), c->history().end(), plain->history().begin()));
         }
 }
 
