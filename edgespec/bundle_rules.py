@@ -51,6 +51,7 @@ LARGEST = {
 }
 MOST_SLOTS = 2**24
 MOST_GRAPHS = 2**10
+LAYER = re.compile("[0-9]{1,4}", re.ASCII)
 METHOD = re.compile("[a-z0-9_]{1,64}")
 
 
@@ -296,8 +297,12 @@ def _check_encoder(entry: VisionEntry, models: dict[str, ModelEntry], program: b
     if entry.token >= target.spec.vocab:
         raise _fault("vision.token", f"is {entry.token}, and the vocabulary has {target.spec.vocab}")
     _known(entry.method, VISION_METHODS, "vision.method")
-    if bool(entry.keeps) != (entry.method != "whole") or not all(number.isdigit() for number in entry.keeps):
+    if bool(entry.keeps) != (entry.method != "whole") or not all(
+        LAYER.fullmatch(number) for number in entry.keeps
+    ):
         raise _fault("vision.keeps", f"names layers in a way that {entry.method} does not")
+    if any(not 1 <= count <= entry.tokens for count in entry.keeps.values()):
+        raise _fault("vision.keeps", f"name counts of patches beyond 1 to {entry.tokens}")
     if program != bool(entry.graph.method) or (program and not METHOD.fullmatch(entry.graph.method)):
         raise _fault("vision.graph", f"has the method {entry.graph.method[:40]!a}, or none")
     if bool(entry.selectors) != (entry.method == "tosa"):

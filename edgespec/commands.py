@@ -138,10 +138,11 @@ def chat(config: ChatConfig, as_json: bool, progress: Progress) -> int:
                 continue
             if line.startswith("/image "):
                 images.append(line.removeprefix("/image ").strip())
-                _give_sight(runtime)
                 continue
             shown, images = images, []
             try:
+                if shown:
+                    _give_sight(runtime)
                 for piece in session.stream(line, _settings(config), images=shown):
                     print("" if as_json else piece, end="", flush=True)
             except Terminated:

@@ -304,6 +304,10 @@ def _count_encoding(graph: Any) -> tuple[int, int]:
     for node in graph.node:
         if node.op_type not in ENCODING:
             continue
+        if node.output[0] not in sizes or not {*node.input[:2]} <= {*sizes, *weights}:
+            raise BundleError(
+                f"the image encoder's graph lacks shapes (of {node.name})", "export the bundle again"
+            )
         out = math.prod(sizes[node.output[0]])
         second = sizes.get(node.input[1]) or weights[node.input[1]]
         inner = second[-2] if node.op_type == "MatMul" else math.prod(second[1:])

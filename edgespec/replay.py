@@ -125,7 +125,7 @@ class _Run:
         self.filled = {name: _Filled(m.buckets[0], m.buckets[0]) for name, m in models.items()}
         self.parts: dict[tuple[str, str, int], Part] = {}
         self.total, self.turn_s, self.decode_s, self.prompts = Times(), 0.0, 0.0, list[float]()
-        self.history = self.answered = self.pictured = 0  # pictured: rows of the history that are of pictures
+        self.history = self.answered = self.unheard = 0  # unheard: of the history, what a draft does not hold
         self.works: list[tuple[Call, Work]] = []
 
     def all(self) -> _Run:
@@ -142,8 +142,9 @@ class _Run:
         if turn.known is not None:
             self.history = turn.known
             for name, at in self.filled.items():
-                at.cut(self.history - 1 - (self.pictured if name == "draft" else 0))
+                at.cut(self.history - 1 - (turn.unheard[0] if name == "draft" else 0))
         self.history += turn.tokens_prompt
+        self.unheard = turn.unheard[1]
         for call in turn.calls:
             self.turn_s += self._call(call, None)
 
@@ -206,7 +207,6 @@ class _Run:
         if call.kind == VISION:
             work = model.call(call.kind, call.width, 0, 0, self.float)
             self.works.append((call, work))
-            self.pictured += call.rows
             return self._add(key, call_time(work, self.profile), work)
         if call.kind not in STEPS:
             work = model.policy_call(call.kind, at.bucket, self.float)
@@ -227,7 +227,7 @@ class _Run:
         if not model.appends:
             spent += self._copy(kept, model)
         if verified is not None and "draft" in self.filled:
-            self.filled["draft"].cut(self.history - self.pictured + verified - 1)
+            self.filled["draft"].cut(self.history - self.unheard + verified - 1)
         return spent
 
     def _commit(self, model: ModelWork, at: _Filled) -> float:

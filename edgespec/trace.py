@@ -48,12 +48,14 @@ class Round:
 class Turn:
     """A request: the prompt's tokens, the calls that absorbed it, and the rounds that answered. `known`:
     tokens of the conversation before it, fewer than were said where some were taken back; None if unsaid.
+    `unheard`: how many of the tokens before it, and with it, are rows of pictures that a draft does not hold.
     """
 
     known: int | None
     tokens_prompt: int
     calls: tuple[Call, ...]
     rounds: tuple[Round, ...]
+    unheard: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,15 @@ def parse_trace(lines: Iterable[str], where: str = "trace") -> Trace:
     """The trace in these lines; `where` only names it in errors."""
     kept = tuple(line for line in lines if line.strip())
     settings: dict[str, Any] = {}
-    turns: list[tuple[int | None, int, tuple[Call, ...], list[Round]]] = []
+    turns: list[tuple[int | None, int, tuple[Call, ...], list[Round], tuple[int, int]]] = []
     for number, line in enumerate(kept, 1):
         place = f"{where}, line {number}"
         event = _event(line, place)
         if event["event"] == "prompt":
             settings = settings or event
             known = _whole(event, "known", place) if "known" in event else None
-            turns.append((known, _whole(event, "tokens", place), _calls(event, place), []))
+            unheard = _unheard(event, place)
+            turns.append((known, _whole(event, "tokens", place), _calls(event, place), [], unheard))
         elif event["event"] == "round":
             if not turns:
                 raise InputError(f"{place}: a round stands before any prompt", RECORD)
@@ -102,7 +105,10 @@ def parse_trace(lines: Iterable[str], where: str = "trace") -> Trace:
     if type(heat) not in (int, float) or heat < 0:
         raise InputError(f"{where}: temperature is {heat!r}", RECORD)
     return Trace(
-        tuple(Turn(known, tokens, calls, tuple(rounds)) for known, tokens, calls, rounds in turns),
+        tuple(
+            Turn(known, tokens, calls, tuple(rounds), unheard)
+            for known, tokens, calls, rounds, unheard in turns
+        ),
         str(settings.get("table", UNKNOWN)),
         str(settings.get("stop_rule", UNKNOWN)),
         float(heat),
@@ -118,6 +124,14 @@ def _event(line: str, place: str) -> dict[str, Any]:
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
         raise InputError(f"{place} is no event of a trace", RECORD)
     return event
+
+
+def _unheard(event: dict[str, Any], place: str) -> tuple[int, int]:
+    found = event.get("unheard", [0, 0])
+    right = isinstance(found, list) and [type(n) for n in found] == [int, int]
+    if not right or not 0 <= found[0] <= found[1] < 2**31:
+        raise InputError(f"{place}: unheard is {str(found)[:40]}", RECORD)
+    return found[0], found[1]
 
 
 def _refuse(text: str) -> None:

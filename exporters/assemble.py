@@ -235,6 +235,11 @@ def traced(job: Job, folder: Path, progress: Any, target: Source | None) -> Sour
     """The model's program, its head trimmed as the job says, and where its parameters come from."""
     with progress.stage(f"{job.name}: trace"):
         bones = skeleton(job.checkpoint.config)
+        if job.reads_images and type(bones.model.get_input_embeddings()) is not nn.Embedding:
+            raise InputError(
+                f"{job.spec.family} scales the embedding of words, which rows of an image must not be",
+                "choose a model whose decoder does not (Llama, Mistral, Qwen)",
+            )
         aliases = alias(bones.model)  # before the head is trimmed: a tied one is named after its embedding
         if job.head_ids is not None:
             trimmed = nn.Linear(job.spec.hidden, job.head_rows, bias=False, device="meta")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from edgespec.errors import InputError
+from edgespec.exporters.tokenizer import optional_json
 from edgespec.spec import VisionEntry
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -32,6 +34,7 @@ PROCESSOR_FILES = (
     "chat_template.json",
     "chat_template.jinja",
 )
+AGAIN = "use the processor that came with the checkpoint, and export again"
 MOST_PIXELS = 2**26  # a larger image is a mistake or an attack: it would take 200 MB as bytes alone
 
 
@@ -44,25 +47,25 @@ def image_files(folder: Path) -> list[Path]:
     raise InputError(f"{folder} holds no images", f"files of these kinds are read: {', '.join(SUFFIXES)}")
 
 
-def open_image(path: Path) -> Image.Image:
-    """An image upright and in RGB, over white where it was transparent; InputError where it is none.
+def open_image(source: Path | BytesIO, name: str = "") -> Image.Image:
+    """An image upright and in RGB, over white where it was transparent; InputError where it is none. `name`
+    says in errors what a source in memory is.
 
     Its size is known, and refused where it is above MOST_PIXELS, before a pixel of it is decoded.
     """
+    name = source.name if isinstance(source, Path) else name
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image: Any = Image.open(path)
+            image: Any = Image.open(source)
             if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             image.load()
     except Image.DecompressionBombError as error:  # Pillow's own limit, or ours
         hint = f"make it smaller: at most {MOST_PIXELS:,} pixels are read"
-        raise InputError(f"{path.name} is too large ({error})", hint) from None
+        raise InputError(f"{name} is too large ({error})", hint) from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(
-            f"{path.name} is no image that can be read ({error})", "save it again as a PNG"
-        ) from None
+        raise InputError(f"{name} is no image that can be read ({error})", "save it again as a PNG") from None
     image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -109,8 +112,9 @@ class Sight:
         """The text that stands for an image in a prompt."""
         return str(self.processor.image_token)
 
-    def __call__(self, text: str, images: Sequence[Path]) -> tuple[list[int], np.ndarray]:
-        """Token ids, and pictures [n,3,size,size] float32 in the order of their rows among the ids.
+    def __call__(self, text: str, images: Sequence[tuple[str, bytes]]) -> tuple[list[int], np.ndarray]:
+        """Token ids, and pictures [n,3,size,size] float32 in the order of their rows among the ids, from a
+        text and image files: their names and contents.
 
         An image may become several pictures; each has `rows` ids of the image's token. InputError where the
         text has not one slot for each image, or the processor makes other pictures than the graph takes.
@@ -121,7 +125,7 @@ class Sight:
                 f"the prompt has {slots} slots for an image ({self.slot}) and {len(images)} images are given"
             )
             raise InputError(said, f"write {self.slot} where an image belongs, once for each")
-        return self.made(text, [open_image(Path(path)) for path in images])
+        return self.made(text, [open_image(BytesIO(data), name) for name, data in images])
 
     def tried(self) -> None:
         """Nothing, or an InputError where images of two shapes do not become what the graph takes."""
@@ -153,18 +157,28 @@ class Sight:
         return ids, np.ascontiguousarray(pictures)
 
 
-AGAIN = "use the processor that came with the checkpoint, and export again"
-
-
 def processor_of(folder: Path, kind: str) -> Any:
     """A folder's processor in its Pillow form; `kind`: which of Transformers' classes reads it."""
     logging.getLogger("transformers").setLevel(logging.ERROR)  # a line about torchvision for every class
     import transformers
 
+    known = {"local_files_only": True, "trust_remote_code": False}
     try:
-        return getattr(transformers, kind).from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, backend="pil"
-        )
+        whole = optional_json(folder / "processor_config.json")
+        if kind == "AutoProcessor" and whole.get("processor_class") == "SmolVLMProcessor":
+            return without_video(folder, whole, known)
+        return getattr(transformers, kind).from_pretrained(folder, backend="pil", **known)
+    except InputError:
+        raise
     except Exception as error:  # whatever a processor raises about its file
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{PROCESSOR} cannot be used ({first})", "download it again") from None
+
+
+def without_video(folder: Path, whole: dict[str, Any], known: dict[str, Any]) -> Any:
+    """SmolVLM's processor but for videos, which need torchvision: of images Idefics3's makes the same."""
+    from transformers import AutoImageProcessor, AutoTokenizer, Idefics3Processor
+
+    images = AutoImageProcessor.from_pretrained(folder, backend="pil", **known)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **known)
+    return Idefics3Processor(images, tokenizer, image_seq_len=whole.get("image_seq_len", 169))

@@ -31,6 +31,7 @@ END_OF_TURN = (
     "<|endofturn|>",
     "<|stop|>",
     "<|END_OF_TURN_TOKEN|>",
+    "<end_of_utterance>",
     "</s>",
     "<eos>",
 )
@@ -248,9 +249,10 @@ def _directory_template(directory: Path, settings: dict[str, Any]) -> str:
     path = directory / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8", errors="replace")
-    template = settings.get("chat_template") or ""
-    for name in ("chat_template.json", "processor_config.json"):  # where older processors keep it
+    template: Any = ""
+    for name in ("chat_template.json", "processor_config.json"):  # a processor's own goes first, as there
         template = template or optional_json(directory / name).get("chat_template") or ""
+    template = template or settings.get("chat_template") or ""
     if isinstance(template, list):  # several named templates
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default") or ""

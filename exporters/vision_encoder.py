@@ -97,9 +97,9 @@ class Encoder(nn.Module):
         super().__init__()
         (self.patch,) = (m for m in model.embeddings.modules() if isinstance(m, nn.Conv2d))
         side = self.patch.kernel_size[0]
-        if size % side:
+        if size < side:
             raise InputError(
-                f"an image of {size} pixels has no whole patches of {side}", f"use a multiple of {side}"
+                f"an image of {size} pixels has no patch of {side}", f"use {side} pixels or more"
             )
         self.size, self.side = size, size // side
         zeros = torch.zeros(1, self.patch.in_channels, size, size)

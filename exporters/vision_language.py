@@ -211,6 +211,11 @@ def encoder_and_projector(side: ImageSide, source: str) -> tuple[Encoder, nn.Mod
     encoder = encoder_of(model.get_submodule(side.family.encoder))
     if layer is not None:  # as Transformers counts hidden states: 0 is the embedding
         count = layer if layer >= 0 else len(encoder.layers) + 1 + layer
+        if not 1 <= count <= len(encoder.layers):
+            said = (
+                f"{source} takes features of layer {layer}, and its image encoder has {len(encoder.layers)}"
+            )
+            raise InputError(said, "download its config.json again")
         # The last hidden state is that after the last norm, but of SigLIP.
         if count < len(encoder.layers) or config.vision_config.model_type == "siglip_vision_model":
             encoder.layers, encoder.last = encoder.layers[:count], nn.Identity()

@@ -19,14 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import tokenizers
 
 from edgespec.bundle import Bundle, open_bundle
 from edgespec.errors import BackendError, BundleError, InputError
 from edgespec.progress import Advance
+from edgespec.runtime import pictures as shown
 from edgespec.runtime.build import binary, package
+from edgespec.runtime.pictures import Sight
 from edgespec.runtime.process import ANSWERS, Process
 from edgespec.runtime.remote import Remote
 from edgespec.runtime.text import Message, Streamed, in_parts, render
@@ -38,14 +40,6 @@ QUESTIONS = (
     "Write a short story about a lighthouse keeper and a whale.",
     "What is 12 times 17? Show each step.",
 )
-
-
-class Sight(Protocol):
-    """A model's own processor (edgespec.exporters.images.Sight)."""
-
-    @property
-    def slot(self) -> str: ...
-    def __call__(self, text: str, images: Sequence[Path]) -> tuple[list[int], Any]: ...
 
 
 @dataclass(frozen=True)
@@ -194,9 +188,13 @@ class Runtime:
         start = "" if entry.bos_id is None else self.tokenizer.id_to_token(entry.bos_id) or ""
         # Of several stop ids the manifest does not say which is the end-of-text token.
         end = self.tokenizer.id_to_token(entry.stop_ids[0]) if len(entry.stop_ids) == 1 else ""
-        if self.bundle.manifest.vision:
-            messages = in_parts(messages)
-        return render(self.template, messages, start, end or "")
+        if self.bundle.manifest.vision and all(isinstance(m["content"], str) for m in messages):
+            with suppress(BundleError):  # a template that takes words as they are
+                return render(self.template, in_parts(messages), start, end or "")
+            return render(self.template, messages, start, end or "")
+        return render(
+            self.template, in_parts(messages) if self.bundle.manifest.vision else messages, start, end or ""
+        )
 
     def encode_raw(self, text: str) -> list[int]:
         """The ids of plain text, the model's start token in front."""
@@ -217,6 +215,7 @@ class Session:
         self.runtime, self.name = runtime, name
         self.messages: list[Message] = []
         self.tokens: list[int] = []
+        self.seen: list[str] = []  # the pictures among them
         self.answer = Answer("", (), "")
         self.unsure = False  # whether the runtime may have absorbed more than `tokens`
         runtime.process.ask("open", session=name)
@@ -251,22 +250,26 @@ class Session:
         Ctrl-C, cancels.
         """
         if self.unsure:
-            self.truncate(len(self.tokens))
+            (held,) = [
+                s for s in self.runtime.process.ask("sessions")["sessions"] if s["session"] == self.name
+            ]
+            self.truncate(min(held["tokens"], len(self.tokens)))
             self.unsure = False
         chat = isinstance(prompt, str) and not raw
-        ids, pictures = self._ids(prompt, raw, [Path(image) for image in images])
-        known, text, said, done = len(self.tokens), "", [], None
-        self.tokens += ids
+        ids, pictures = self._ids(prompt, raw, shown.read(images))
+        known, seen, text, said, done = len(self.tokens), len(self.seen), "", [], None
         streamed = Streamed(self.runtime.tokenizer, stops)
         stop_ids = set(self.runtime.bundle.manifest.tokenizer.stop_ids)
         request = asdict(settings or Settings()) | {"tokens": ids, "trace": trace is not None}
         process = self.runtime.process
         decided = {name: request[name] for name in DECIDING}
-        decided |= {"table": process.ready.get("table"), "known": known}
+        decided |= {"table": process.ready.get("table"), "known": known, **self._unheard(len(pictures))}
         try:
             for picture in pictures:
                 pixels = base64.b64encode(picture.tobytes()).decode()
                 process.ask("look", session=self.name, pixels=pixels)
+            self.tokens += ids
+            self.seen += shown.names(pictures)
             for event in process.events("generate", session=self.name, **request):
                 if trace is not None and event["event"] in ("prompt", "round"):
                     more = decided if event["event"] == "prompt" else {}
@@ -284,7 +287,7 @@ class Session:
                     if streamed.stopped:
                         process.cancel()
         except InputError:
-            del self.tokens[known:]
+            del self.tokens[known:], self.seen[seen:]
             if chat:
                 self.messages.pop()
             raise
@@ -305,92 +308,79 @@ class Session:
         """Keep the conversation's first tokens; the caches follow by absorbing them again where they must."""
         self.runtime.process.ask("truncate", session=self.name, tokens=tokens)
         self.tokens = self.tokens[:tokens]
+        for entry in self.runtime.bundle.manifest.vision:
+            self.seen = self.seen[: self.tokens.count(entry.token) // entry.rows]
 
     def snapshot(self, path: Path | str) -> None:
         """Write the conversation's caches and words to a file of the machine that runs it."""
         self.runtime.process.ask("snapshot", session=self.name, path=str(path))
-        words = {"messages": self.messages, "tokens": self.tokens}
+        words = {"messages": self.messages, "tokens": self.tokens, "seen": self.seen}
         Path(f"{path}.json").write_text(json.dumps(words), encoding="utf-8")
 
     def restore(self, path: Path | str) -> None:
         """Go on where a snapshot was taken; BundleError or InputError where it is not this bundle's."""
         try:
             words = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
-            messages, tokens = list(words["messages"]), list(words["tokens"])
+            messages, tokens, seen = (list(words[name]) for name in ("messages", "tokens", "seen"))
         except (OSError, ValueError, TypeError, KeyError) as error:
             hint = "keep the two files of a snapshot together"
             raise InputError(f"{path}.json, a snapshot's words, cannot be read: {error}", hint) from None
         self.runtime.process.ask("restore", session=self.name, path=str(path))
-        self.messages, self.tokens, self.unsure = messages, tokens, False
+        self.messages, self.tokens, self.seen, self.unsure = messages, tokens, seen, False
 
     def _ids(
-        self, prompt: str | Sequence[int], raw: bool, images: list[Path]
+        self, prompt: str | Sequence[int], raw: bool, images: Sequence[shown.File]
     ) -> tuple[list[int], Sequence[Any]]:
         """The ids that a prompt adds to what the runtime has absorbed, and the pictures among them.
 
         Where the rendered conversation differs from that, it is cut back to what they share first.
         """
         if not isinstance(prompt, str):
+            if images:
+                raise InputError("token ids show no images", "give the prompt as text")
             return list(prompt), ()
         if raw or (images and not self.runtime.template):
             bos = self.runtime.bundle.manifest.tokenizer.bos_id
             if not images:
-                return self._shown(self.runtime.encode_raw(prompt), ())
-            ids, pictures = self._sight(prompt, images)
+                return self._blind(self.runtime.encode_raw(prompt)), ()
+            sight = self._sight
+            ids, pictures = sight(shown.marked(prompt, len(images), sight.slot), images)
             return ([] if bos is None else [bos]) + ids, pictures
         if self.messages and self.messages[-1]["role"] == "user":
             self.messages.pop()  # its answer was interrupted
-        said = {"role": "user", "content": self._content(prompt, images)}
-        shown = [
-            p["image"]
-            for m in (*self.messages, said)
-            for p in m["content"]
-            if isinstance(p, dict) and "image" in p
-        ]
-        messages = [*self.messages, said]
-        if shown:
-            ids, pictures = self._sight(self.runtime.rendered(messages), [Path(image) for image in shown])
+        slot = self._sight.slot if images else ""
+        messages = [*self.messages, {"role": "user", "content": shown.content(prompt, images, slot)}]
+        if every := shown.images_of(messages):
+            ids, pictures = self._sight(self.runtime.rendered(messages), every)
         else:
-            ids, pictures = self._shown(self.runtime.encode(messages), ())
+            ids, pictures = self._blind(self.runtime.encode(messages)), ()
         pairs = zip(ids[:-1], self.tokens, strict=False)
         same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ids) - 1, len(self.tokens)))
-        if vision := self.runtime.bundle.manifest.vision:
-            rows = ids[:same].count(vision[0].token)
-            if ids[same] == vision[0].token:  # a picture is absorbed whole
-                same, rows = same - rows % vision[0].rows, rows - rows % vision[0].rows
-            pictures = pictures[rows // vision[0].rows :]
+        for entry in self.runtime.bundle.manifest.vision:
+            same, absorbed = shown.shared(ids, same, shown.names(pictures), self.seen, entry)
+            pictures = pictures[absorbed:]
         self.messages = messages
         if same < len(self.tokens):
             self.truncate(same)
         return ids[same:], pictures
 
-    def _shown(self, ids: list[int], pictures: Sequence[Any]) -> tuple[list[int], Sequence[Any]]:
-        """What is given; InputError where the ids show a picture and there is none."""
+    def _blind(self, ids: list[int]) -> list[int]:
+        """The same ids; InputError where they show a picture, and there is none."""
         for vision in self.runtime.bundle.manifest.vision:
-            if not len(pictures) and vision.token in ids:
+            if vision.token in ids:
                 mark = self.runtime.tokenizer.id_to_token(vision.token)
                 hint = "give it with --image, or leave the mark out"
                 raise InputError(f"the prompt shows an image ({mark}) and none is given", hint)
-        return ids, pictures
+        return ids
 
-    def _content(self, prompt: str, images: list[Path]) -> Any:
-        """A message's content: its words, and its images before them or where the words have their marks."""
-        if not images:
-            return prompt
-        parts: list[Message] = [{"type": "image", "image": str(image)} for image in images]
-        words = prompt.split(self._sight.slot)
-        if len(words) == 1:
-            return [*parts, {"type": "text", "text": prompt}]
-        if len(words) - 1 != len(images):
-            marks = f"{len(words) - 1} marks for an image ({self._sight.slot})"
-            raise InputError(
-                f"the prompt has {marks} and {len(images)} images are given",
-                "write a mark for each image, or none at all",
-            )
-        made = [{"type": "text", "text": words[0]}] if words[0] else []
-        for part, word in zip(parts, words[1:], strict=True):
-            made += [part, *([{"type": "text", "text": word}] if word else [])]
-        return made
+    def _unheard(self, pictures: int) -> dict[str, Any]:
+        """What a trace says of a bundle that reads images: how many of the tokens before the prompt, and
+        behind it, a draft does not hold.
+        """
+        for entry in self.runtime.bundle.manifest.vision:
+            each = entry.rows - entry.draft_rows
+            return {"unheard": [each * len(self.seen), each * (len(self.seen) + pictures)]}
+        return {}
 
     @property
     def _sight(self) -> Sight:

@@ -28,6 +28,8 @@ CallRecord Eye::look(const std::vector<float>& pixels, std::vector<float>& featu
     call_->run();
     const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - start;
     if (!finite(features_) || !finite(drafts_)) throw Error("the image encoder computed a feature that is not a number", "run edgespec check on the bundle");
+    features.reserve(features.size() + features_.size());  // all memory first: a model would be a picture ahead of the other
+    drafts.reserve(drafts.size() + drafts_.size());
     features.insert(features.end(), features_.begin(), features_.end());
     drafts.insert(drafts.end(), drafts_.begin(), drafts_.end());
     return {"vision", "vision", entry.rows, entry.rows, took.count()};

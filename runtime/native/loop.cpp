@@ -333,25 +333,32 @@ Conversation::Conversation(Model& t, Model* d, const VisionEntry* v) : vision(v)
     if (d) draft.emplace(*d);
 }
 
-int64_t Conversation::bytes() const { return target.bytes() + (draft ? draft->bytes() : 0); }
+int64_t Conversation::bytes() const {
+    return target.bytes() + (draft ? draft->bytes() : 0) + int64_t((heard.features.size() + drafted.features.size()) * sizeof(float));
+}
 
 void Conversation::truncate(int tokens) {
     const std::vector<int>& all = heard.tokens;
     if (tokens < int(all.size()) && all[size_t(tokens)] < 0 && (-1 - all[size_t(tokens)]) % vision->rows)
         throw Error(std::to_string(tokens) + " tokens end inside a picture", "truncate before it, or behind");
-    for (Text* text : {&heard, &drafted}) text->waiting.clear();
-    looks.clear();
+    unsee();
     resize(size_t(tokens));
     cut(target, tokens);
     if (draft) cut(*draft, int(drafted.tokens.size()));
 }
 
+void Conversation::unsee() {
+    for (Text* text : {&heard, &drafted}) text->waiting.clear();
+    looks.clear();
+}
+
 void Conversation::hear(const std::vector<int>& tokens) {
-    for (const int token : tokens) vision && token == vision->token ? see() : push(token);
-    for (Text* text : {&heard, &drafted}) {
+    for (Text* text : {&heard, &drafted}) {  // all memory first: half a text would be none
+        text->tokens.reserve(text->tokens.size() + tokens.size());
         text->features.insert(text->features.end(), text->waiting.begin(), text->waiting.end());
         text->waiting.clear();
     }
+    for (const int token : tokens) vision && token == vision->token ? see() : push(token);
 }
 
 void Conversation::push(int token) {
@@ -381,11 +388,14 @@ Summary generate(Conversation& c, const Request& r, const Costs& costs, Listener
     for (const int token : r.tokens)
         if (token < 0 || token >= target.vocab)
             throw Error("token " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(target.vocab), "encode with the bundle's tokenizer");
-    // Pictures belong to the words that come next, whatever becomes of these.
-    const std::unique_ptr<Conversation, void (*)(Conversation*)> shown(&c, [](Conversation* it) { it->heard.waiting.clear(), it->drafted.waiting.clear(), it->looks.clear(); });
     const auto slots = c.vision ? std::count(r.tokens.begin(), r.tokens.end(), c.vision->token) : 0;
     if (const auto rows = int64_t(c.heard.waiting.size()) / target.hidden; slots != rows)
         throw Error("the tokens have places for " + std::to_string(slots) + " rows of pictures, and " + std::to_string(rows) + " wait", "look at as many pictures as the tokens show, just before them");
+    for (auto at = r.tokens.begin(); slots && (at = std::find(at, r.tokens.end(), c.vision->token)) != r.tokens.end();) {
+        const auto end = std::find_if(at, r.tokens.end(), [&](int token) { return token != c.vision->token; });
+        if ((end - at) % c.vision->rows) throw Error(std::to_string(end - at) + " rows stand together, and a picture has " + std::to_string(c.vision->rows), "let nothing stand inside a picture");
+        at = end;
+    }
     const int64_t all = int64_t(c.history().size()) + int64_t(r.tokens.size());
     if (all == 0) throw Error("the prompt is empty", "give at least one token");
     if (!target.compact && all > target.positions)

@@ -37,12 +37,23 @@ class Conversation {
     const std::vector<int>& history() const { return heard.tokens; }
     const std::vector<int>& said() const { return drafted.tokens; }
 
+    void unsee();  // the pictures that wait
+
     Text heard, drafted;  // by the target and by the draft
     size_t pictured = 0;  // rows of pictures in the history
     std::vector<CallRecord> looks;
     const VisionEntry* vision;
     State target;
     std::optional<State> draft;
+};
+
+// Pictures belong to the words that come next, whatever becomes of these.
+struct Shown {
+    explicit Shown(Conversation& c) : conversation(c) {}
+    ~Shown() { conversation.unsee(); }
+    Shown(const Shown&) = delete;
+    Shown& operator=(const Shown&) = delete;
+    Conversation& conversation;
 };
 
 enum class Drafter { none, draft, ngram, both };

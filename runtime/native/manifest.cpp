@@ -231,11 +231,12 @@ VisionEntry vision(const Json& data, const ModelEntry& target, const ModelEntry*
     v.model.weights = field<std::string>(data, "weights", "vision");
     v.size = number(data, "size", "vision", 1), v.rows = number(data, "rows", "vision", 1), v.token = number(data, "token", "vision");
     v.graph = graph(field<Json>(data, "graph", "vision"), "vision.graph");
-    const int64_t pixels = 3 * int64_t(v.size) * v.size, features = int64_t(v.rows) * target.hidden;
     v.draft_rows = number(data, "draft_rows", "vision");
     const GraphSpec& g = v.graph;
     const bool drafts = v.draft_rows > 0;
+    if (v.size > 1 << 14 || v.rows > target.positions || v.graph.kind != "vision") throw Error("vision is absurdly large, or no image encoder", AGAIN);
     if (drafts && (!draft || v.draft_rows > v.rows || !sized(g.outputs, "draft_features", Type::float32, int64_t(v.draft_rows) * draft->hidden))) throw Error("vision: the draft's rows make no sense", AGAIN);
+    const int64_t pixels = 3 * int64_t(v.size) * v.size, features = int64_t(v.rows) * target.hidden;
     if (g.inputs.size() != 1 || g.outputs.size() != 1 + size_t(drafts) || g.outputs[0].name != "features" || !sized(g.inputs, "pixels", Type::float32, pixels) || !sized(g.outputs, "features", Type::float32, features) || v.token >= target.vocab)
         throw Error("vision: its graph makes no sense", AGAIN);
     if (g.method.empty() == (format == "executorch")) throw Error("vision names a method, or none, where its format does otherwise", AGAIN);
@@ -324,6 +325,7 @@ Manifest read_manifest(const std::string& folder, const std::string& soc) {
     for (const auto& [name, entry] : files.items()) check_file(folder, name, field<int64_t>(entry, "bytes", "manifest.files"));
     for (const Json& m : array(data, "models", "manifest")) out.models.push_back(model(m, folder, files, out.format));
     if (!out.model("target")) throw Error("the bundle has no target model", AGAIN);
+    if (array(data, "vision", "manifest").size() > 1) throw Error("the bundle has several image encoders", AGAIN);
     for (const Json& v : array(data, "vision", "manifest")) out.vision = vision(v, *out.model("target"), out.model("draft"), files, out.format);
     if (!soc.empty()) take_compiled(out, array(data, "compiled", "manifest"), files, soc);
     const ModelEntry* draft = out.model("draft");

@@ -41,7 +41,7 @@ standard output. Tokens are ids of the bundle's tokenizer; texts are the driver'
 The first line is {"event":"ready",...}. Every answer carries the request's id; a request that fails gets
 {"id":..,"event":"error","error":..,"hint":..} and the sessions live on.
 
-  {"op":"open","id":1,"session":"a"}            a conversation; its memory is fixed here
+  {"op":"open","id":1,"session":"a"}            a conversation; its caches are made here
   {"op":"generate","id":2,"session":"a","tokens":[..],"max_new_tokens":128,"temperature":0,"top_k":0,"top_p":1,
    "min_p":0,"repetition_penalty":1,"seed":0,"drafter":"auto|draft|ngram|both|none",
    "stop_rule":"cost|adaedl|confidence|fixed","draft_tokens":K,"threshold":0.5,"lambda":0.7,"acceptance":0.9,
@@ -350,12 +350,14 @@ class Server : public Listener {
         const int64_t rows = int64_t(c.pictured) + int64_t(c.heard.waiting.size()) / target_->entry.hidden;
         if (!target_->entry.compact && rows + eye_->entry.rows > target_->entry.positions)
             throw Error("the pictures are more rows than the model's " + std::to_string(target_->entry.positions) + " positions", "show fewer");
+        c.looks.reserve(c.looks.size() + 1);
         c.looks.push_back(eye_->look(pixels, c.heard.waiting, c.drafted.waiting));
         return {{"rows", eye_->entry.rows}};
     }
 
     Json generate(Fields& f) {
         Conversation& c = session(f.text("session"));
+        const Shown shown(c);
         Request r;
         r.tokens = f.ids("tokens");
         r.stop_ids = f.has("stop_ids") ? f.ids("stop_ids") : bundle_.stop_ids;

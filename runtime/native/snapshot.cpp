@@ -113,14 +113,15 @@ void restore(Conversation& c, uint64_t bundle, const std::string& path) {
     uint64_t rows = 0, words = 0;  // rows of pictures follow one another
     for (const int token : history) {
         const bool row = c.vision && token == -1 - int64_t(rows);
+        if (!row && c.vision && rows % uint64_t(c.vision->rows)) throw Error(path + " is damaged: a picture in it is cut short", HINT);
         if (!row && (token < 0 || token >= c.target.entry().vocab)) throw Error(path + " holds a token outside the vocabulary", HINT);
         rows += row, words += !row;
     }
     if (rows != h.rows || (c.vision && rows % uint64_t(c.vision->rows)) || (c.draft && h.draft.position > words + fewer))
         throw Error(path + " is damaged: its sizes make no sense", HINT);
     c.truncate(0);
-    for (const int token : history) token < 0 ? c.see() : c.push(token);
     c.heard.features = std::move(features), c.drafted.features = std::move(drafted);
+    for (const int token : history) token < 0 ? c.see() : c.push(token);
     c.target.cache.load(target, int(h.target.count), int(h.target.position));
     if (!c.draft) return;
     c.draft->cache.load(draft, int(h.draft.count), int(h.draft.position));

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import transformers
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
@@ -31,6 +32,7 @@ from edgespec.spec import Manifest, vision_tensors
 from edgespec.trace import parse_trace
 from edgespec.work import of_bundle
 from tests.helpers import tiny_vision, tiny_vlm
+from tests.helpers.checkpoints import SIZES
 
 SMALL: dict[str, Any] = {"budget": 64, "block": 32, "widths": (2,), "weights": "fp32"}
 
@@ -154,6 +156,17 @@ def test_inspect_and_estimate_count_it(
     assert times[1]["ttft_s"] > times[0]["ttft_s"] and times[0]["memory"] == times[1]["memory"]
 
 
+def test_a_graph_without_shapes_is_no_bug(
+    exported: Callable[..., Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def bare(model: onnx.ModelProto) -> None:
+        del model.graph.value_info[:]
+
+    bundle = spoilt(exported(), tmp_path / "bare", bare, "vision.onnx")
+    assert main(["inspect", str(bundle.path), "--quiet"]) == 2
+    assert "the image encoder's graph lacks shapes" in capsys.readouterr().err
+
+
 def test_a_trace_with_pictures_replays(exported: Callable[..., Bundle]) -> None:
     from edgespec.replay import replay
 
@@ -243,6 +256,15 @@ def test_checkpoints_that_cannot_be_exported_are_refused_by_name(made: Path, tmp
     tosa = {"vision_keep": 0.5, "vision_method": "tosa", "vision_selectors": str(made / "selectors")}
     refused(other, "another model", **tosa)
     refused(tiny_vlm_text(tmp_path / "g"), "reads no images", vision_keep=0.5)
+    refused(edited(made, tmp_path / "h", "config.json", vision_feature_layer=-9), "layer -9.*has 4")
+    scaled = transformers.LlavaConfig(
+        vision_config=tiny_vlm.config("llava").vision_config,
+        text_config=transformers.GemmaConfig(**SIZES),
+        image_token_id=tiny_vlm.IMAGE,
+    )
+    shutil.copytree(made / "llava", tmp_path / "i")
+    transformers.LlavaForConditionalGeneration(scaled).save_pretrained(tmp_path / "i")
+    refused(tmp_path / "i", "gemma scales the embedding of words", block=16, budget=32)
 
 
 def tiny_vlm_text(path: Path) -> Path:
@@ -294,6 +316,8 @@ FAULTS: list[tuple[Callable[[Manifest], Manifest], str]] = [
     (lambda m: changed(m, rows=0), "vision.rows"),
     (lambda m: changed(m, method="guess"), "vision.method"),
     (lambda m: changed(m, method="merge"), "vision.keeps"),
+    (lambda m: changed(m, method="merge", keeps={"²": 4}), "vision.keeps"),
+    (lambda m: changed(m, method="merge", keeps={"1": 99}), "counts of patches"),
     (lambda m: changed(m, selectors="vision.data"), "vision.selectors"),
     (lambda m: changed(m, draft_rows=2), "draft_rows"),
     (lambda m: changed(m, processor="elsewhere"), "elsewhere.*has no files"),
@@ -359,4 +383,6 @@ def test_a_template_is_found_where_older_processors_keep_it(made: Path, tmp_path
     (folder / "chat_template.jinja").unlink()
     held = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
     (folder / name).write_text(json.dumps(held | {"chat_template": template}))
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "words alone: {{ messages }}"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))  # a processor's goes first
     assert open_checkpoint(str(folder)).tokenizer.chat_template == template

@@ -35,8 +35,8 @@ def test_another_size_has_positions_between_its_own(family: str) -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(InputError, match="no whole patches of 7"):
-        encoder_of(model("vit"), 30)
+    with pytest.raises(InputError, match="no patch of 7"):
+        encoder_of(model("vit"), 6)
     theirs = model("vit")
     theirs.config.model_type = "beit"
     with pytest.raises(InputError, match="beit is no image encoder"):

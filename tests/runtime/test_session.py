@@ -344,7 +344,9 @@ def test_hostile_bundles(opened: Callable[..., Runtime], tmp_path: Path) -> None
 
     assert "target.data has 1000 bytes" in refused(truncate)
     assert "bytes, not" in refused(swap)
-    assert f"has schema {SCHEMA + 1}, this runtime reads {SCHEMA}" in refused(edit(lambda m: m.update(schema=SCHEMA + 1)))
+    assert f"has schema {SCHEMA + 1}, this runtime reads {SCHEMA}" in refused(
+        edit(lambda m: m.update(schema=SCHEMA + 1))
+    )
     assert "absurdly large" in refused(edit(lambda m: m["models"][0]["spec"].update(layers=2**40)))
     assert "cache makes no sense" in refused(edit(lambda m: m["models"][0]["cache"].update(block=10**6)))
     assert "wrong shape" in refused(edit(lambda m: m["models"][0]["cache"].update(budget=64, buckets=[64])))

@@ -22,10 +22,14 @@ from edgespec.exporters.checkpoint import open_checkpoint
 from edgespec.exporters.compare import Reference
 from edgespec.exporters.images import Sight
 from edgespec.exporters.step import Step, prepare, ready
+from edgespec.profiles import load
 from edgespec.progress import Progress
+from edgespec.replay import replay
 from edgespec.runtime.build import binary
 from edgespec.runtime.engine import Engine
+from edgespec.runtime.pictures import read
 from edgespec.runtime.session import Runtime, Settings
+from edgespec.trace import read_trace
 from tests.helpers import tiny_vlm
 
 TOKENS = 24
@@ -159,7 +163,7 @@ def oracle(runtime: Runtime, source: Path, text: str, images: list[Path], tokens
     """The greedy text of plain tensors that evict by the bundle's policy, one row a call."""
     sight, entry = runtime.sight, runtime.bundle.model("target")
     assert sight is not None
-    ids, _ = sight(text, images)
+    ids, _ = sight(text, read(images))
     whole = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
     opened = [Image.open(path).convert("RGB") for path in images]
     given = AutoProcessor.from_pretrained(source, backend="pil")(
@@ -259,13 +263,15 @@ def test_prompts_and_pictures_that_do_not_fit_are_refused(
     session = runtime.session()
     for prompt, images, raw, said in (
         ("see <image> and <image>", [pictures[0]], False, "2 marks for an image"),
-        ("see this", [pictures[0]], True, "0 slots for an image"),
+        ("see <image> and <image>", [pictures[0]], True, "2 marks for an image"),
         ("see <image>", [], False, "shows an image .<image>. and none is given"),
         ("see <image>", [], True, "shows an image .<image>. and none is given"),
     ):
         with pytest.raises(InputError, match=said):
             session.generate(prompt, PLAIN, raw=raw, images=images)
         assert not session.messages and not session.tokens
+    with pytest.raises(InputError, match="token ids show no images"):
+        session.generate([40, 41], PLAIN, images=[pictures[0]])
     ask = runtime.process.ask
     good = base64.b64encode(np.zeros((3, 28, 28), np.float32).tobytes()).decode()
     bad = base64.b64encode(np.full((3, 28, 28), np.nan, np.float32).tobytes()).decode()
@@ -281,6 +287,16 @@ def test_prompts_and_pictures_that_do_not_fit_are_refused(
     assert ask("look", session=session.name, pixels=good)["rows"] == 16
     with pytest.raises(InputError, match="places for 0 rows of pictures, and 16 wait"):
         ask("generate", session=session.name, tokens=[40, 41])
+    for tokens, more, said in (
+        ([10**6], {}, "outside the vocabulary"),
+        ([40], {"temperature": -1}, "temperature"),
+        ([40, *[tiny_vlm.IMAGE] * 9, 41, *[tiny_vlm.IMAGE] * 7], {}, "9 rows stand together"),
+    ):
+        ask("look", session=session.name, pixels=good)
+        with pytest.raises(InputError, match=said):
+            ask("generate", session=session.name, tokens=tokens, **more)
+        with pytest.raises(InputError, match="and 0 wait"):  # they were for those words alone
+            ask("generate", session=session.name, tokens=[40, *[tiny_vlm.IMAGE] * 16])
     with pytest.raises(InputError, match="places for 3 rows of pictures, and 0 wait"):
         ask("generate", session=session.name, tokens=[40, *[tiny_vlm.IMAGE] * 3])
     assert session.generate(TEXT, PLAIN, images=[pictures[0]]).tokens
@@ -334,7 +350,7 @@ def test_a_draft_is_told_what_it_sees(
     events = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
     told = next(event["entropy"][0] for event in events if event.get("entropy"))
     assert runtime.sight is not None
-    ids, pixels = runtime.sight(f"{TEXT}<image>", [pictures[0]])
+    ids, pixels = runtime.sight(f"{TEXT}<image>", read([pictures[0]]))
     _, *rows = Engine(bundle.path, bundle.model("target")).look(entry, pixels)
     engine = Engine(bundle.path, bundle.model("draft"))
     at = ids.index(tiny_vlm.IMAGE)
@@ -347,3 +363,81 @@ def test_a_draft_is_told_what_it_sees(
         engine.accept(len(some))
     assert engine.call("draft", said[-1:])["entropy"][0, 0] == pytest.approx(told, rel=1e-5)
     assert any(call[:2] == ["draft", "embeds"] for event in events for call in event["calls"]) == bool(sees)
+
+
+def test_an_interrupted_picture_does_not_stand_in_for_the_next(
+    seeing: Callable[..., tuple[Runtime, Path]],
+    pictures: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    runtime, _ = seeing("llava", draft="layers")
+    short = Settings(max_new_tokens=6)
+    want = [runtime.session().generate(TEXT, short, images=[p]).tokens for p in pictures]
+    session = runtime.session()
+    for _ in session.stream(TEXT, short, images=[pictures[0]]):
+        break
+    assert session.generate(TEXT, short, images=[pictures[1]]).tokens == want[1] != want[0]
+    session, asked = runtime.session(), runtime.process.ask
+
+    def interrupted(op: str, **fields: Any) -> dict[str, Any]:
+        if op == "look":
+            raise KeyboardInterrupt
+        return asked(op, **fields)
+
+    monkeypatch.setattr(runtime.process, "ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.generate(TEXT, short, images=[pictures[0]])
+    monkeypatch.undo()
+    assert session.generate(TEXT, short, images=[pictures[1]]).tokens == want[1]
+    gone = tmp_path / "gone.png"
+    gone.write_bytes(pictures[0].read_bytes())
+    session = runtime.session()
+    assert session.generate(TEXT, short, images=[gone]).tokens == want[0]
+    gone.unlink()  # the message holds it
+    assert session.generate("go on", short).stats["tokens_prompt"] < 60
+    session.snapshot(tmp_path / "kept")
+    other = runtime.session()
+    other.restore(tmp_path / "kept")
+    assert other.generate("and so", short).tokens == session.generate("and so", short).tokens
+
+
+@pytest.mark.parametrize("sees", [0, 2])
+def test_a_trace_with_pictures_replays(
+    seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path], sees: int, tmp_path: Path
+) -> None:
+    """Call by call the cache of a draft is as full as it was, commits included."""
+    runtime, _ = seeing("llava", sees=sees, draft_budget=48, block=16)
+    session, how = runtime.session(), Settings(max_new_tokens=24, drafter="draft", stop_rule="fixed")
+    with (tmp_path / "trace").open("w") as trace:
+        session.generate(TEXT, how, images=pictures, trace=trace)
+        session.generate("go on", how, images=[pictures[1]], trace=trace)
+        session.generate("go on", how, trace=trace)
+    run = replay(read_trace(tmp_path / "trace"), load("snapdragon-8-elite"), runtime.bundle)
+    parts = {(part.model, part.kind): part for part in run.parts}
+    assert parts["vision", "vision"].calls == 3 and parts["draft", "commit"].calls > 1
+
+
+def test_odd_sizes_and_the_processor_of_smolvlm(
+    tmp_path: Path, pictures: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that is no multiple of a patch, as SigLIP's 384 of 14; a processor with a part for videos."""
+    monkeypatch.setattr(tiny_vlm, "SIZE", 30)
+    monkeypatch.setitem(tiny_vlm.ENCODER, "image_size", 30)
+    tiny_vlm.folder(tmp_path / "model", "smolvlm", True)
+    facts = json.loads((tmp_path / "model" / "processor_config.json").read_text())
+    (tmp_path / "model" / "processor_config.json").write_text(
+        json.dumps(facts | {"processor_class": "SmolVLMProcessor"})
+    )
+    config = ExportConfig(
+        str(tmp_path / "model"), str(tmp_path / "out"), budget=128, block=32, weights="fp32"
+    )
+    bundle = export(config, Progress(quiet=True), Engine)
+    (tmp_path / "model" / "processor_config.json").write_text(json.dumps(facts))
+    with Runtime.open(bundle.path, threads=1) as runtime:
+        (entry,) = bundle.manifest.vision
+        assert (entry.size, entry.tokens, entry.rows) == (30, 16, 4)
+        runtime.sight = Sight(bundle.path / entry.processor, entry)
+        answer = runtime.session().generate(TEXT, PLAIN, images=[pictures[0]])
+    prompt = turn("<image>" + TEXT) + "<|im_start|>assistant\n"
+    assert list(answer.tokens) == transformers_text(tmp_path / "model", prompt, [pictures[0]])
