@@ -17,7 +17,7 @@ from typing import Any
 from edgespec.bench_report import Sample, Traced
 from edgespec.errors import BundleError, InputError
 from edgespec.evaluation_log import short, whole_lines
-from edgespec.spec import from_json
+from edgespec.plain import from_json
 
 SCHEMA = "edgespec.bench-log/2"
 

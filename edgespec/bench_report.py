@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 from edgespec.bundle import Bundle
 from edgespec.errors import BundleError, InputError
 from edgespec.files import written_whole
-from edgespec.spec import CacheSpec, ModelSpec, from_json
+from edgespec.plain import from_json
+from edgespec.spec import CacheSpec, ModelSpec
 
 SCHEMA = "edgespec.report/3"
 PLAIN, SPECULATIVE = "plain", "speculative"

@@ -34,7 +34,8 @@ from edgespec.bundle_files import (
     regular_size,
 )
 from edgespec.errors import BackendError, BundleError, InputError
-from edgespec.spec import CompiledEntry, GraphSpec, Manifest, ModelEntry, from_json, to_json
+from edgespec.plain import from_json, to_json
+from edgespec.spec import CompiledEntry, GraphSpec, Manifest, ModelEntry
 
 SCHEMA = 7
 LARGEST_MANIFEST = 16 * 2**20

@@ -22,15 +22,13 @@ from edgespec import (
     commands_vision,
 )
 from edgespec.config import (
-    BuildConfig,
     ChatConfig,
     CheckConfig,
     ExportConfig,
     GenerateConfig,
     InspectConfig,
-    PushConfig,
-    TuneConfig,
 )
+from edgespec.config_device import BuildConfig, PushConfig, TuneConfig
 from edgespec.config_evaluation import EvalConfig
 from edgespec.console import Terminated, load, print_json, verified, written
 from edgespec.errors import InputError
@@ -169,8 +167,8 @@ def build(config: BuildConfig, as_json: bool, progress: Progress) -> int:
 def tune(config: TuneConfig, as_json: bool, progress: Progress) -> int:
     """Measure what a call costs at each width, for the rule that decides how much to draft."""
     config.check()
-    names = ("Runtime", "cpu", "table_of")
-    runtime_type, cpu, table_of = (load("edgespec.runtime.session", name, extra="onnx") for name in names)
+    runtime_type = load("edgespec.runtime.session", "Runtime", extra="onnx")
+    cpu, table_of = (load("edgespec.runtime.machine", name, extra="onnx") for name in ("cpu", "table_of"))
     with runtime_type.open(config.bundle, config.threads, note=progress.note, tuned=False) as runtime:
         with progress.stage("call costs") as advance:
             table = runtime.tune(config.runs, advance)

@@ -221,7 +221,7 @@ def _start(config: BenchConfig, name: str, bundle: Any, progress: Progress, cost
     command: list[str] = []
     if name == BASE and config.against_binary:
         command = [config.against_binary]
-        table = load("edgespec.runtime.session", "table_of", extra="onnx")(bundle.path)
+        table = load("edgespec.runtime.machine", "table_of", extra="onnx")(bundle.path)
         costs = costs or (table if table.is_file() else None)
     return opened(bundle, config.threads, progress, command, costs)
 

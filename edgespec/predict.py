@@ -12,10 +12,10 @@ from typing import get_type_hints
 
 from edgespec.bench_report import Counted, CountedPolicy, CountedStep, Prediction, Share, Traced
 from edgespec.errors import BundleError, InputError
+from edgespec.plain import from_json
 from edgespec.profiles import Profile
 from edgespec.replay import Replay, replay_work
 from edgespec.samples import median
-from edgespec.spec import from_json
 from edgespec.trace import Call, Round, Trace, parse_trace
 from edgespec.work import ModelWork, Step
 

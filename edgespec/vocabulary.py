@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from edgespec.errors import EdgespecError, InputError
 from edgespec.files import written_whole
-from edgespec.spec import from_json
+from edgespec.plain import from_json
 
 SCHEMA = "edgespec.vocabulary/1"
 LARGEST = 64 * 2**20  # bytes

@@ -73,7 +73,7 @@ def exporter(form: str) -> Any:
 def encoder_for(config: ExportConfig, jobs: Sequence[Any], folder: Path, progress: Any) -> VisionEntry:
     """The target's image encoder in the folder; needs the extra vision."""
     try:
-        from edgespec.exporters.vision import export_images
+        from edgespec.exporters.assemble_vision import export_images
     except ModuleNotFoundError as error:
         raise BackendError(
             f"a model that reads images needs {error.name}, which is not installed",

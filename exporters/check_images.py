@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from edgespec.bundle import Bundle
+from edgespec.exporters.assemble_vision import pruned_as
 from edgespec.exporters.checkpoint import Checkpoint
 from edgespec.exporters.findings import Finding
-from edgespec.exporters.vision import pruned_as
 from edgespec.exporters.vision_language import Adapter, Projected, encoder_and_projector, images_of
 from edgespec.runtime.engine import Engine
 from edgespec.spec import VisionEntry

@@ -1,12 +1,9 @@
-"""The work of `edgespec vision`: an image encoder's selectors, what pruning costs it, and its graph, alone or
-with a vision-language model's projector in a bundle.
-"""
+"""The work of `edgespec vision`: an image encoder's selectors, what pruning costs it, and its graph."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,13 +17,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from edgespec.config import ExportConfig
 from edgespec.config_vision import VisionEvalConfig, VisionExportConfig, VisionTrainConfig
 from edgespec.errors import InputError
 from edgespec.exporters import selector_training
-from edgespec.exporters.checkpoint import Checkpoint, open_checkpoint
+from edgespec.exporters.checkpoint import open_checkpoint
 from edgespec.exporters.commit import exported
-from edgespec.exporters.images import PROCESSOR_FILES, Pixels, Sight, image_files, open_image
+from edgespec.exporters.images import Pixels, image_files, open_image
 from edgespec.exporters.tosa import (
     BySelector,
     Importance,
@@ -41,13 +37,11 @@ from edgespec.exporters.tosa import (
 )
 from edgespec.exporters.vision_encoder import FAMILIES, Encoder, encoder_of
 from edgespec.exporters.vision_language import FAMILIES as WHOLE_MODELS
-from edgespec.exporters.vision_language import Adapter, ForBoth, Projected, encoder_and_projector, images_of
+from edgespec.exporters.vision_language import encoder_and_projector, images_of
 from edgespec.files import replaced, written_whole
-from edgespec.spec import VISION, GraphSpec, TensorSpec, VisionEntry, vision_tensors
+from edgespec.spec import VISION, TensorSpec
 
 GRAPH, FACTS, WEIGHTS = f"{VISION}.onnx", f"{VISION}.json", "model.safetensors"
-PROCESSORS = "processor"  # the folder of a bundle that holds the model's own
-SELECTORS = f"{VISION}-selectors.safetensors"  # in a bundle
 INSIDE = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}  # a whole model's image encoder
 HELD_OUT = 10  # every tenth image is measured on and not learned
 MEASURED = 16  # images that a choice or a check is made with
@@ -336,75 +330,6 @@ def pruning(encoder: Encoder, digest: str, method: str, selectors: str, bypass: 
         return lambda keeps: Pruned(encoder, keeps, by_norm)  # of no layer: the configuration saw to that
     by = BySelector(selector_training.read(Path(selectors), encoder, digest))
     return lambda keeps: Pruned(encoder, keeps, by, bypass)
-
-
-def pruned_as(
-    encoder: Encoder, digest: str, method: str, keeps: Mapping[int, int], selectors: Path
-) -> nn.Module:
-    """The encoder pruned as a bundle says; `selectors` is read where the method is tosa."""
-    if method == "whole":
-        return encoder
-    return pruning(encoder, digest, method, str(selectors) if method == "tosa" else "")(keeps)
-
-
-def export_images(
-    config: ExportConfig, target: Checkpoint, adapter: Adapter | None, folder: Path, progress: Any
-) -> VisionEntry:
-    """Write the target's image encoder with its projector (and a draft's adapter), and its processor, into a
-    bundle's folder.
-
-    InputError where the processor makes other pictures, or gives them other rows, than the model takes.
-    """
-    with progress.stage("vision: encoder"):
-        side = images_of(target)
-        encoder, projector, first = encoder_and_projector(side, target.source)
-        kind = Merged if config.vision_method == "merge" else Pruned
-        keeps = evenly(encoder, config.vision_keep, kind)
-        method, selectors = config.vision_method if keeps else "whole", ""
-        if keeps and config.vision_selectors:
-            selectors = SELECTORS
-            (folder / SELECTORS).write_bytes(Path(config.vision_selectors).read_bytes())
-        way = pruned_as(encoder, target.digest, method, keeps, folder / SELECTORS)
-        whole: nn.Module = Projected(way, projector, first).eval()
-        with torch.no_grad():
-            rows, hidden = whole(torch.zeros(1, 3, encoder.size, encoder.size)).shape[1:]
-        draft: tuple[int, ...] = ()
-        if adapter is not None:
-            if rows % adapter.rows:
-                said = f"a draft cannot see {adapter.rows} rows of a picture of {rows}"
-                raise InputError(said, "train its adapter for this target")
-            draft = (adapter.rows, adapter.linear.out_features)
-            whole = ForBoth(Projected(way, projector, first), adapter).eval()
-        tensors = vision_tensors(encoder.size, rows, hidden, *draft)
-        (folder / PROCESSORS).mkdir()
-        for name in PROCESSOR_FILES:
-            if (side.folder / name).is_file():
-                (folder / PROCESSORS / name).write_bytes((side.folder / name).read_bytes())
-        entry = VisionEntry(
-            side.config.model_type,
-            encoder.size,
-            rows,
-            side.config.image_token_id,
-            encoder.tokens,
-            method,
-            {str(number): count for number, count in keeps.items()},
-            f"{VISION}.data",
-            GraphSpec(GRAPH, VISION, rows, 0, *tensors),
-            PROCESSORS,
-            selectors,
-            *draft[:1],
-        )
-        Sight(folder / PROCESSORS, entry).tried()
-    with progress.stage("vision: graph"), torch.no_grad():
-        if config.format == "onnx":
-            ir.save(exported(whole, *tensors), folder / GRAPH, external_data=entry.weights)
-            return entry
-        from edgespec.exporters.executorch_file import write_delegated
-
-        method, pixels = f"{VISION}_{rows}_0", torch.zeros(tensors[0][0].shape)
-        write_delegated(whole, (pixels,), method, folder, VISION)
-    graph = replace(entry.graph, file=f"{VISION}.pte", method=method)
-    return replace(entry, weights=f"{VISION}.ptd", graph=graph)
 
 
 @torch.no_grad()

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import platform
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,13 +24,12 @@ import tokenizers
 from edgespec.bundle import Bundle, open_bundle
 from edgespec.errors import BackendError, BundleError, InputError
 from edgespec.progress import Advance
-from edgespec.runtime import pictures as shown
-from edgespec.runtime.build import binary, package
-from edgespec.runtime.pictures import Sight
+from edgespec.runtime.build import binary
+from edgespec.runtime.machine import cpu, is_of, on_npu, table_of
+from edgespec.runtime.pictures import File, Sight, content, images_of, marked, names, read, shared
 from edgespec.runtime.process import ANSWERS, Process
 from edgespec.runtime.remote import Remote
 from edgespec.runtime.text import Message, Streamed, in_parts, render
-from edgespec.soc import SOCS
 
 DECIDING = ("drafter", "stop_rule", "draft_tokens", "temperature")  # what a trace says of how it was made
 QUESTIONS = (
@@ -130,7 +127,7 @@ class Runtime:
         if costs:
             start += ["--table", str(costs)]
         elif tuned and not command and (table := table_of(bundle.path)).is_file():
-            if _is_of(table, cpu()):
+            if is_of(table, cpu()):
                 start += ["--table", str(table)]
             else:
                 note(
@@ -256,7 +253,7 @@ class Session:
             self.truncate(min(held["tokens"], len(self.tokens)))
             self.unsure = False
         chat = isinstance(prompt, str) and not raw
-        ids, pictures = self._ids(prompt, raw, shown.read(images))
+        ids, pictures = self._ids(prompt, raw, read(images))
         known, seen, text, said, done = len(self.tokens), len(self.seen), "", [], None
         streamed = Streamed(self.runtime.tokenizer, stops)
         stop_ids = set(self.runtime.bundle.manifest.tokenizer.stop_ids)
@@ -269,7 +266,7 @@ class Session:
                 pixels = base64.b64encode(picture.tobytes()).decode()
                 process.ask("look", session=self.name, pixels=pixels)
             self.tokens += ids
-            self.seen += shown.names(pictures)
+            self.seen += names(pictures)
             for event in process.events("generate", session=self.name, **request):
                 if trace is not None and event["event"] in ("prompt", "round"):
                     more = decided if event["event"] == "prompt" else {}
@@ -329,7 +326,7 @@ class Session:
         self.messages, self.tokens, self.seen, self.unsure = messages, tokens, seen, False
 
     def _ids(
-        self, prompt: str | Sequence[int], raw: bool, images: Sequence[shown.File]
+        self, prompt: str | Sequence[int], raw: bool, images: Sequence[File]
     ) -> tuple[list[int], Sequence[Any]]:
         """The ids that a prompt adds to what the runtime has absorbed, and the pictures among them.
 
@@ -344,20 +341,20 @@ class Session:
             if not images:
                 return self._blind(self.runtime.encode_raw(prompt)), ()
             sight = self._sight
-            ids, pictures = sight(shown.marked(prompt, len(images), sight.slot), images)
+            ids, pictures = sight(marked(prompt, len(images), sight.slot), images)
             return ([] if bos is None else [bos]) + ids, pictures
         if self.messages and self.messages[-1]["role"] == "user":
             self.messages.pop()  # its answer was interrupted
         slot = self._sight.slot if images else ""
-        messages = [*self.messages, {"role": "user", "content": shown.content(prompt, images, slot)}]
-        if every := shown.images_of(messages):
+        messages = [*self.messages, {"role": "user", "content": content(prompt, images, slot)}]
+        if every := images_of(messages):
             ids, pictures = self._sight(self.runtime.rendered(messages), every)
         else:
             ids, pictures = self._blind(self.runtime.encode(messages)), ()
         pairs = zip(ids[:-1], self.tokens, strict=False)
         same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ids) - 1, len(self.tokens)))
         for entry in self.runtime.bundle.manifest.vision:
-            same, absorbed = shown.shared(ids, same, shown.names(pictures), self.seen, entry)
+            same, absorbed = shared(ids, same, names(pictures), self.seen, entry)
             pictures = pictures[absorbed:]
         self.messages = messages
         if same < len(self.tokens):
@@ -393,37 +390,6 @@ class Session:
         if self.runtime.sight is None:
             raise InputError("nobody is here to make pictures of images", "set Runtime.sight")
         return self.runtime.sight
-
-
-def table_of(bundle: Path) -> Path:
-    """Where `edgespec tune` keeps a bundle's table of call costs: beside it."""
-    return Path(os.path.abspath(bundle) + ".tune.json")
-
-
-def on_npu(soc: str) -> list[str]:
-    """The runtime's flags for a Qualcomm SoC; BackendError where its provider is not installed."""
-    if (folder := package("onnxruntime_qnn")) is None:
-        raise BackendError("Qualcomm's compiler is not installed", "pip install 'edgespec[qnn]'")
-    chip = SOCS[soc]
-    return ["--qnn", str(folder), "--htp-arch", str(chip.htp_arch), "--soc-model", str(chip.soc_model)]
-
-
-def _is_of(table: Path, processor: str) -> bool:
-    """Was a table measured on this processor? One that cannot be read is left to the runtime's complaint."""
-    try:
-        data = json.loads(table.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return True
-    return not isinstance(data, dict) or data.get("cpu", processor) == processor
-
-
-def cpu() -> str:
-    """What this machine's processor calls itself: a table of call costs is of one machine."""
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _to_stderr(text: str) -> None:

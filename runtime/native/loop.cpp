@@ -23,16 +23,6 @@ double seconds(Clock::time_point since) { return std::chrono::duration<double>(C
 
 bool pictured(const int* tokens, int rows) { return std::any_of(tokens, tokens + rows, [](int token) { return token < 0; }); }
 
-// Let a state hold no more than the first tokens of a conversation but the last, which is absorbed anew for its logits.
-// Rows since the last commit come off the end; for more, everything is absorbed again.
-void cut(State& state, int tokens) {
-    state.context.forget(tokens);
-    const int away = state.cache.position() - std::max(0, tokens - 1);
-    if (away <= 0) return;
-    if (away <= state.cache.removable()) state.cache.roll_back(away);
-    else state.cache.clear();
-}
-
 class Loop {
   public:
     Loop(Conversation& c, const ModelEntry& target, const ModelEntry* draft, const Request& r, const Costs& costs, Listener& l)
@@ -54,7 +44,7 @@ class Loop {
         c_.target.trace = nullptr;
         if (!c_.draft) return;
         c_.draft->trace = nullptr;
-        cut(*c_.draft, int(c_.said().size()));
+        c_.draft->cut(int(c_.said().size()));
     }
 
     Summary run() {
@@ -327,61 +317,6 @@ class Loop {
 };
 
 }  // namespace
-
-Conversation::Conversation(Model& t, Model* d, const VisionEntry* v) : vision(v), target(t) {
-    for (Text* text : {&heard, &drafted}) text->tokens.reserve(size_t(t.entry.positions) + 1);
-    if (d) draft.emplace(*d);
-}
-
-int64_t Conversation::bytes() const {
-    return target.bytes() + (draft ? draft->bytes() : 0) + int64_t((heard.features.size() + drafted.features.size()) * sizeof(float));
-}
-
-void Conversation::truncate(int tokens) {
-    const std::vector<int>& all = heard.tokens;
-    if (tokens < int(all.size()) && all[size_t(tokens)] < 0 && (-1 - all[size_t(tokens)]) % vision->rows)
-        throw Error(std::to_string(tokens) + " tokens end inside a picture", "truncate before it, or behind");
-    unsee();
-    resize(size_t(tokens));
-    cut(target, tokens);
-    if (draft) cut(*draft, int(drafted.tokens.size()));
-}
-
-void Conversation::unsee() {
-    for (Text* text : {&heard, &drafted}) text->waiting.clear();
-    looks.clear();
-}
-
-void Conversation::hear(const std::vector<int>& tokens) {
-    for (Text* text : {&heard, &drafted}) {  // all memory first: half a text would be none
-        text->tokens.reserve(text->tokens.size() + tokens.size());
-        text->features.insert(text->features.end(), text->waiting.begin(), text->waiting.end());
-        text->waiting.clear();
-    }
-    for (const int token : tokens) vision && token == vision->token ? see() : push(token);
-}
-
-void Conversation::push(int token) {
-    for (Text* text : {&heard, &drafted}) text->tokens.push_back(token);
-}
-
-void Conversation::see() {
-    const auto rows = size_t(vision->rows), fewer = size_t(vision->draft_rows);
-    if (pictured % rows == 0)
-        for (size_t i = 0; i < fewer; ++i) drafted.tokens.push_back(-1 - int(pictured / rows * fewer + i));
-    heard.tokens.push_back(-1 - int(pictured++));
-}
-
-void Conversation::resize(size_t tokens) {
-    const auto gone = heard.tokens.begin() + int64_t(tokens);
-    const auto rows = size_t(std::count_if(gone, heard.tokens.end(), [](int token) { return token < 0; }));
-    const size_t words = heard.tokens.size() - tokens - rows, fewer = rows ? rows / size_t(vision->rows) * size_t(vision->draft_rows) : 0;
-    pictured -= rows;
-    heard.tokens.resize(tokens);
-    heard.features.resize(heard.features.size() - rows * size_t(target.entry().hidden));
-    drafted.tokens.resize(drafted.tokens.size() - words - fewer);
-    if (fewer) drafted.features.resize(drafted.features.size() - fewer * size_t(draft->entry().hidden));
-}
 
 Summary generate(Conversation& c, const Request& r, const Costs& costs, Listener& listener) {
     const ModelEntry& target = c.target.entry();

@@ -132,6 +132,14 @@ void State::accept(int rows) {
     cache.append(rows, last_->spec->width, part("new_keys"), part("new_values"), static_cast<const float*>(part("new_queries")));
 }
 
+void State::cut(int tokens) {
+    context.forget(tokens);
+    const int away = cache.position() - std::max(0, tokens - 1);
+    if (away <= 0) return;
+    if (away <= cache.removable()) cache.roll_back(away);
+    else cache.clear();
+}
+
 // One layer through a policy's graph; what it carries goes on.
 Model::Opened& State::run_policy(const std::string& kind, int bucket, int layer) {
     Model::Opened& o = model_.opened(kind, 0, bucket);

@@ -61,6 +61,9 @@ class State {
     void follow(const std::vector<int>& text);
     // Count the first rows of the last call as filled; a commit must not wait beyond `commit_if_full`.
     void accept(int rows);
+    // Hold no more than the first tokens of a text but the last, which is absorbed anew for its logits. Rows since the last
+    // commit come off the end; for more, everything is absorbed again.
+    void cut(int tokens);
     void commit_if_full();  // and observe, where a block is full and the policy carries a score
     // Rows that a call may hold now: before a commit, and before the model's last position.
     int room() const;

@@ -18,7 +18,8 @@ import pytest
 from edgespec.bundle import SCHEMA, creating, digest, open_bundle, require_space
 from edgespec.bundle_rules import check
 from edgespec.errors import BackendError, BundleError, InputError
-from edgespec.spec import CompiledEntry, Manifest, to_json
+from edgespec.plain import to_json
+from edgespec.spec import CompiledEntry, Manifest
 from tests.helpers.bundles import fill, make, manifest
 
 REPO = Path(__file__).parent.parent.parent

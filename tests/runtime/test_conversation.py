@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from edgespec.errors import BackendError, InputError
-from edgespec.runtime.session import Answer, Runtime, Session, table_of
+from edgespec.runtime.machine import table_of
+from edgespec.runtime.session import Answer, Runtime, Session
 from tests.helpers.fake_runtime import SAYS
 from tests.helpers.talking import FAKE, talking
 

@@ -19,8 +19,9 @@ from edgespec.exporters import export
 from edgespec.progress import Progress
 from edgespec.runtime.build import binary
 from edgespec.runtime.engine import Engine
+from edgespec.runtime.machine import on_npu
 from edgespec.runtime.process import Process
-from edgespec.runtime.session import Runtime, Settings, on_npu
+from edgespec.runtime.session import Runtime, Settings
 from edgespec.soc import SOCS
 from tests.helpers import tiny
 from tests.helpers.checkpoints import write_directory
