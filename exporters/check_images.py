@@ -16,7 +16,6 @@ from edgespec.exporters.assemble_vision import pruned_as
 from edgespec.exporters.checkpoint import Checkpoint
 from edgespec.exporters.findings import Finding
 from edgespec.exporters.vision_language import Adapter, Projected, encoder_and_projector, images_of
-from edgespec.runtime.engine import Engine
 from edgespec.spec import VisionEntry
 
 # Of the largest feature, between a graph's and PyTorch's, both in fp32: XNNPACK's GELU is an approximation.
@@ -28,7 +27,7 @@ AFTER = 5  # words behind a picture
 
 
 def check_images(
-    bundle: Bundle, engine: Engine, checkpoint: Checkpoint, words: list[int], adapter: Adapter | None
+    bundle: Bundle, engine: Any, checkpoint: Checkpoint, words: list[int], adapter: Adapter | None
 ) -> list[Finding]:
     """The encoder's graph and the embeds graph against the checkpoint; `engine` runs the target's graphs."""
     (entry,) = bundle.manifest.vision
@@ -64,7 +63,7 @@ def check_images(
 
 @torch.no_grad()
 def check_embeds(
-    entry: VisionEntry, engine: Engine, checkpoint: Checkpoint, seen: Tensor, words: list[int]
+    entry: VisionEntry, engine: Any, checkpoint: Checkpoint, seen: Tensor, words: list[int]
 ) -> Finding:
     """A word, a picture and more words: the logits behind them, by the embeds graph and by the checkpoint.
 
