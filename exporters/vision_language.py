@@ -139,8 +139,8 @@ class Projected(nn.Module):
 
 
 class Adapter(nn.Module):
-    """What a draft sees of a picture (arXiv 2404.08856, with the target's own features in place of another
-    encoder's): the means of `rows` equal runs of the target's rows, through a linear layer of its own.
+    """What a draft sees of a picture: the means of `rows` equal runs of the target's rows, through a linear
+    layer of its own. After arXiv 2404.08856, whose draft has an image adapter, too; so small a one is ours.
     """
 
     def __init__(self, rows: int, given: int, hidden: int) -> None:
