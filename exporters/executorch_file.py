@@ -23,6 +23,8 @@ from executorch.exir.passes import MemoryPlanningPass
 from executorch.extension.pybindings.portable_lib import _load_program
 from torch import nn
 
+from edgespec.errors import BackendError
+
 TYPES = {3: "int32", 6: "float32"}
 STORED = "b_table_"  # how ExecuTorch names the placeholder of a buffer that goes into the weights file
 
@@ -66,7 +68,11 @@ def write_delegated(module: nn.Module, given: tuple[Any, ...], method: str, fold
     """Write a module as the one method of `name.pte`, what XNNPACK knows of it delegated by ExecuTorch's own
     partitioner with its weights inside, and `name.ptd` with the rest's.
     """
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    try:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    except ModuleNotFoundError as error:
+        what = f"an image encoder in an ExecuTorch program needs {error.name}, which is not installed"
+        raise BackendError(what, "pip install 'edgespec[executorch]', or use --format onnx") from error
 
     with quiet(), torch.no_grad():
         traced = torch.export.export(module.eval(), given, strict=False)
