@@ -247,10 +247,7 @@ class Session:
         Ctrl-C, cancels.
         """
         if self.unsure:
-            (held,) = [
-                s for s in self.runtime.process.ask("sessions")["sessions"] if s["session"] == self.name
-            ]
-            self.truncate(min(held["tokens"], len(self.tokens)))
+            self.truncate(len(self.tokens))
             self.unsure = False
         chat = isinstance(prompt, str) and not raw
         ids, pictures = self._ids(prompt, raw, read(images))

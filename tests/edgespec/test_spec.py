@@ -7,6 +7,7 @@ import json
 import pytest
 
 from edgespec.errors import BundleError
+from edgespec.plain import from_json, to_json
 from edgespec.spec import (
     CacheSpec,
     FileEntry,
@@ -14,16 +15,23 @@ from edgespec.spec import (
     ModelSpec,
     TensorSpec,
     TokenizerEntry,
-    from_json,
     step_inputs,
     step_outputs,
-    to_json,
+    vision_tensors,
 )
 from tests.helpers.bundles import manifest
 
 MODEL = ModelSpec("llama", 2, 32, 4, 2, 8, 100, 64, True, (0, 0))
 ROWS = CacheSpec("rows", 16, 4, "keydiff", 1, 2, (8, 16), 4)
 APPEND = CacheSpec("append", 16, 4, "keydiff", 1, 2, (8, 16), 4)
+
+
+def test_a_prefill_that_takes_pictures() -> None:
+    plain, mixed = (step_inputs(kind, 4, MODEL, 20) for kind in ("prefill", "embeds"))
+    assert mixed == (*plain[:4], TensorSpec("features", "float32", (1, 4, 32)), *plain[4:])
+    same = [step_outputs(kind, 4, MODEL, ROWS, 16, 100) for kind in ("prefill", "embeds")]
+    assert same[0] == same[1]
+    assert vision_tensors(28, 4, 32, 2, 16)[1][1] == TensorSpec("draft_features", "float32", (1, 2, 16))
 
 
 def test_slots_and_rows() -> None:
