@@ -349,7 +349,8 @@ def test_hostile_bundles(opened: Callable[..., Runtime], tmp_path: Path) -> None
     )
     assert "absurdly large" in refused(edit(lambda m: m["models"][0]["spec"].update(layers=2**40)))
     assert "cache makes no sense" in refused(edit(lambda m: m["models"][0]["cache"].update(block=10**6)))
-    assert "wrong shape" in refused(edit(lambda m: m["models"][0]["cache"].update(budget=64, buckets=[64])))
+    assert "of no bucket" in refused(edit(lambda m: m["models"][0]["cache"].update(budget=64, buckets=[64])))
+    assert "wrong shape" in refused(edit(lambda m: m["models"][0]["spec"].update(head_dim=32)))
     for dtype, contract, message in (
         ("int8", "rows", "wrong shape or type"), ("int8", "append", "cache makes no sense"),
         ("int32", "append", "cache makes no sense"), ("int4", "append", "dtype is unknown"),
