@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import edgespec.runtime.session
+import edgespec.runtime.machine
 from edgespec.bundle import Bundle
 from edgespec.cli import main
 from edgespec.config import ExportConfig
@@ -146,7 +146,7 @@ def test_what_cannot_be_is_refused(
 
 
 def test_the_package_is_named_where_it_is_missing(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edgespec.runtime.session, "package", lambda name: None)
+    monkeypatch.setattr(edgespec.runtime.machine, "package", lambda name: None)
     with pytest.raises(BackendError, match="Qualcomm's compiler is not installed") as caught:
         Runtime.open(bundle.path, soc="8-elite")
     assert caught.value.hint == "pip install 'edgespec[qnn]'"
