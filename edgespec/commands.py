@@ -134,8 +134,13 @@ def chat(config: ChatConfig, as_json: bool, progress: Progress) -> int:
                 session.close()
                 session, images = runtime.session(), []
                 continue
-            if line.startswith("/image "):
-                images.append(line.removeprefix("/image ").strip())
+            if line.partition(" ")[0] == "/image":
+                if file := line.removeprefix("/image").strip():
+                    images.append(file)
+                else:
+                    print(
+                        InputError("no image is named", "/image FILE, then words about it"), file=sys.stderr
+                    )
                 continue
             shown, images = images, []
             try:

@@ -73,13 +73,8 @@ def check_embeds(
     rows = min(entry.rows, room)
     tokens = [words[0], *range(-1, -1 - rows, -1), *words[1 : 1 + AFTER]]
     engine.reset()
-    done, ours = 0, np.zeros(0, np.float32)
-    while done < len(tokens):
-        some = tokens[done : done + min(engine.widths("embeds")[-1], engine.free)]
-        given = np.stack([seen[-1 - t].numpy() if t < 0 else np.zeros(seen.shape[1]) for t in some])
-        ours = engine.call("embeds", some, features=given)["logits"][0, 0].copy()
-        engine.accept(len(some))
-        done += len(some)
+    given = np.stack([seen[-1 - t].numpy() if t < 0 else np.zeros(seen.shape[1]) for t in tokens])
+    ours = engine.prefill(tokens, given)
     model: Any = checkpoint.load_model()
     table = model.get_input_embeddings()
     embedded = [seen[-1 - t] if t < 0 else table(torch.tensor(t)) for t in tokens]

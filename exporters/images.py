@@ -64,7 +64,9 @@ def open_image(source: Path | BytesIO, name: str = "") -> Image.Image:
     except Image.DecompressionBombError as error:  # Pillow's own limit, or ours
         hint = f"make it smaller: at most {MOST_PIXELS:,} pixels are read"
         raise InputError(f"{name} is too large ({error})", hint) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError:
+        raise InputError(f"{name} is no image that can be read", "save it again as a PNG") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{name} is no image that can be read ({error})", "save it again as a PNG") from None
     image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

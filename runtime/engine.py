@@ -249,15 +249,20 @@ class Engine:
         self.count += rows
         self.position += rows
 
-    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
-        """Absorb a prompt in blocks, each clamped to the free rows; the logits [V] after its last token."""
+    def prefill(self, tokens: Sequence[int], features: np.ndarray | None = None) -> np.ndarray:
+        """Absorb a prompt in blocks, each clamped to the free rows; the logits [V] after its last token.
+
+        With `features` [tokens,hidden] by `embeds`: they stand for tokens below 0.
+        """
         if not len(tokens):
             raise InputError("the prompt is empty", "give at least one token")
         self.require(len(tokens))
+        kind = "prefill" if features is None else "embeds"
         done, logits = 0, np.zeros(0, np.float32)
         while done < len(tokens):
             rows = min(self.widths("prefill")[-1], len(tokens) - done, self.free)
-            logits = self.call("prefill", tokens[done : done + rows])["logits"][0, 0].copy()
+            given = None if features is None else features[done : done + rows]
+            logits = self.call(kind, tokens[done : done + rows], features=given)["logits"][0, 0].copy()
             self.accept(rows)
             done += rows
         return logits

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgespec.errors import InputError
-from edgespec.runtime.text import Message
+from edgespec.runtime.text import Message, in_parts
 from edgespec.spec import VisionEntry
 
 File = tuple[str, bytes]  # an image file's name and content
@@ -67,7 +67,7 @@ def marked(prompt: str, images: int, slot: str) -> str:
 
 def images_of(messages: Sequence[Message]) -> list[File]:
     """The images that messages show, in order."""
-    parts = (part for m in messages if not isinstance(m["content"], str) for part in m["content"])
+    parts = (part for m in in_parts(messages) for part in m["content"])
     return [(part["name"], base64.b64decode(part["image"])) for part in parts if part["type"] == "image"]
 
 

@@ -14,7 +14,6 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -185,13 +184,13 @@ class Runtime:
         start = "" if entry.bos_id is None else self.tokenizer.id_to_token(entry.bos_id) or ""
         # Of several stop ids the manifest does not say which is the end-of-text token.
         end = self.tokenizer.id_to_token(entry.stop_ids[0]) if len(entry.stop_ids) == 1 else ""
-        if self.bundle.manifest.vision and all(isinstance(m["content"], str) for m in messages):
-            with suppress(BundleError):  # a template that takes words as they are
+        if self.bundle.manifest.vision:
+            try:
                 return render(self.template, in_parts(messages), start, end or "")
-            return render(self.template, messages, start, end or "")
-        return render(
-            self.template, in_parts(messages) if self.bundle.manifest.vision else messages, start, end or ""
-        )
+            except BundleError:  # a template that takes words as they are, and can show no image
+                if images_of(messages):
+                    raise
+        return render(self.template, messages, start, end or "")
 
     def encode_raw(self, text: str) -> list[int]:
         """The ids of plain text, the model's start token in front."""

@@ -176,11 +176,11 @@ class Loop {
         const int all = int(c_.said().size()), block = draft_->widths("prefill").back(), width = draft_->widths("draft").back();
         for (int left; (left = all - state.cache.position()) > 1 && (left > 2 || state.room() < left || c_.said()[size_t(all - left)] < 0);) {
             const int* tokens = &c_.said()[size_t(state.cache.position())];
-            const int most = std::min({left - 1, left > FEW || pictured(tokens, std::min(left - 1, width)) ? block : width, state.room()});
-            if (most < 1) return false;  // past the draft's last position
-            const bool seen = pictured(tokens, most);
-            state.call(seen ? "embeds" : most > width ? "prefill" : "draft", seen || most > width ? block : width, tokens, most, c_.drafted.features.data());
-            const int rows = most;
+            const bool wide = left > FEW || pictured(tokens, std::min(left - 1, width));
+            const int rows = std::min({left - 1, wide ? block : width, state.room()});
+            if (rows < 1) return false;  // past the draft's last position
+            const char* kind = pictured(tokens, rows) ? "embeds" : rows > width ? "prefill" : "draft";
+            state.call(kind, *kind == 'd' ? width : block, tokens, rows, c_.drafted.features.data());
             ++summary_.draft_calls;
             state.accept(rows);
             state.commit_if_full();

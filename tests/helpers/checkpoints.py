@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,15 @@ SIZES: dict[str, Any] = dict(
 )
 
 
-def tokenizer_json() -> dict[str, Any]:
-    """A byte-level BPE of 264 tokens; the first three are special."""
+def tokenizer_json(special: Sequence[str] = CONTROL) -> dict[str, Any]:
+    """A byte-level BPE; the first tokens are special (by default three, of 264 tokens)."""
+    tokens = [*special, *LETTERS, *("".join(pair) for pair in MERGES)]
     added = [
         dict(id=i, content=t, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-        for i, t in enumerate(CONTROL)
+        for i, t in enumerate(special)
     ]
     level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
-    model = dict(type="BPE", vocab={t: i for i, t in enumerate(TOKENS)}, merges=[list(m) for m in MERGES])
+    model = dict(type="BPE", vocab={t: i for i, t in enumerate(tokens)}, merges=[list(m) for m in MERGES])
     return dict(version="1.0", added_tokens=added, pre_tokenizer=level, decoder=level, model=model)
 
 

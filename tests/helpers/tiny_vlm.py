@@ -14,7 +14,7 @@ from transformers.utils import logging
 from edgespec.exporters.checkpoint import layer_of, open_checkpoint
 from edgespec.exporters.draft_checkpoint import save_draft, tables
 from edgespec.exporters.vision_language import Adapter
-from tests.helpers.checkpoints import CONTROL, LETTERS, MERGES, SIZES
+from tests.helpers.checkpoints import CONTROL, LETTERS, MERGES, SIZES, tokenizer_json
 
 logging.disable_progress_bar()
 
@@ -38,17 +38,6 @@ ENCODER = {
     "patch_size": PATCH,
 }
 KINDS = ("llava", "llava-siglip", "idefics3", "smolvlm")
-
-
-def tokenizer_json() -> dict[str, Any]:
-    """A byte-level BPE whose first tokens are special, an image's among them."""
-    added = [
-        dict(id=i, content=t, single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-        for i, t in enumerate(SPECIAL)
-    ]
-    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
-    model = dict(type="BPE", vocab={t: i for i, t in enumerate(TOKENS)}, merges=[list(m) for m in MERGES])
-    return dict(version="1.0", added_tokens=added, pre_tokenizer=level, decoder=level, model=model)
 
 
 def config(kind: str) -> Any:
@@ -90,7 +79,7 @@ def model(kind: str) -> Any:
 def folder(path: Path, kind: str, splits: bool = False) -> Path:
     """The model with its tokenizer, template and processor; `splits`: large images become several."""
     model(kind).save_pretrained(path)
-    (path / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer_json(SPECIAL)))
     special = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
