@@ -30,8 +30,8 @@ SIGNALS = (-signal.SIGABRT, -signal.SIGSEGV)
 def test_too_little_memory_to_open(opened: Callable[..., Runtime]) -> None:
     """A thread that could not be started was a bug's 101, a library's initialiser that failed a signal.
 
-    One limit in fifty still ends in a signal: glibc and ONNX Runtime abort where they cannot unwind for want of
-    memory (measured at 448 limits, 64 kB apart). The driver tells that as every other end by a signal.
+    One limit in fifty still ends in a signal: glibc and ONNX Runtime abort where they cannot unwind for
+    want of memory (of 448 limits, 64 kB apart). The driver tells that as every other end by a signal.
     """
     bundle, codes = opened(**PLAIN).bundle.path, []
     for megabytes in (*range(40, 64, 2), 400):
