@@ -10,17 +10,17 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import fields
-from typing import Any
 
 from edgespec import (
     commands_bench,
     commands_draft,
     commands_latency,
     commands_speculation,
+    commands_stream,
     commands_trim,
     commands_vision,
 )
+from edgespec.answering import give_sight, opened, settings
 from edgespec.config import (
     ChatConfig,
     CheckConfig,
@@ -95,17 +95,17 @@ def check(config: CheckConfig, as_json: bool, progress: Progress) -> int:
 def generate(config: GenerateConfig, as_json: bool, progress: Progress) -> int:
     """Answer a prompt, speculatively; the text is that of plain decoding."""
     config.check()
-    settings = _settings(config)
+    how = settings(config)
     with (
         written(config.trace) if config.trace else nullcontext() as trace,
         commands_latency.predicted_costs(config.bundle, config.profile) as costs,
-        _opened(config, progress, costs) as runtime,
+        opened(config, progress, costs) as runtime,
     ):
         session = runtime.session()
         if config.image:
-            _give_sight(runtime)
+            give_sight(runtime)
         asked = {"raw": config.raw, "trace": trace, "images": config.image}
-        for piece in session.stream(config.prompt, settings, **asked):
+        for piece in session.stream(config.prompt, how, **asked):
             if not as_json:
                 print(piece, end="", flush=True)
     if as_json:
@@ -125,7 +125,7 @@ def chat(config: ChatConfig, as_json: bool, progress: Progress) -> int:
     /quit or the end of the input ends.
     """
     config.check()
-    with _opened(config, progress) as runtime:
+    with opened(config, progress) as runtime:
         session, images = runtime.session(), list[str]()
         for line in _typed(sys.stdin.isatty()):
             if line == "/quit":
@@ -145,8 +145,8 @@ def chat(config: ChatConfig, as_json: bool, progress: Progress) -> int:
             shown, images = images, []
             try:
                 if shown:
-                    _give_sight(runtime)
-                for piece in session.stream(line, _settings(config), images=shown):
+                    give_sight(runtime)
+                for piece in session.stream(line, settings(config), images=shown):
                     print("" if as_json else piece, end="", flush=True)
             except Terminated:
                 raise
@@ -238,28 +238,6 @@ def push(config: PushConfig, as_json: bool, progress: Progress) -> int:
     return 0 if result.same_text else 1
 
 
-def _opened(config: GenerateConfig | ChatConfig, progress: Progress, costs: Any = None) -> Any:
-    runtime_type = load("edgespec.runtime.session", "Runtime", extra="onnx")
-    remote_type = load("edgespec.runtime.remote", "Remote", extra="onnx")
-    remote = remote_type(config.via, config.to) if config.via else None
-    return runtime_type.open(
-        config.bundle, config.threads, note=progress.note, remote=remote, costs=costs, soc=config.soc
-    )
-
-
-def _give_sight(runtime: Any) -> None:
-    """Let a runtime make pictures of images, where its bundle reads any."""
-    for entry in runtime.bundle.manifest.vision if runtime.sight is None else ():
-        sight = load("edgespec.exporters.images", "Sight", extra="vision")
-        runtime.sight = sight(runtime.bundle.path / entry.processor, entry)
-
-
-def _settings(config: GenerateConfig | ChatConfig) -> Any:
-    settings_type = load("edgespec.runtime.session", "Settings", extra="onnx")
-    values = {f.name: getattr(config, f.name) for f in fields(settings_type) if hasattr(config, f.name)}
-    return settings_type(**values | ({"drafter": "none"} if getattr(config, "no_draft", False) else {}))
-
-
 def _typed(prompt: bool) -> Iterator[str]:
     """Lines that the user types, without the empty ones."""
     if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no UTF-8 are told of, as in an argument
@@ -293,6 +271,7 @@ COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
     *commands_latency.COMMANDS,
     *commands_bench.COMMANDS,
     *commands_vision.COMMANDS,
+    *commands_stream.COMMANDS,
 )
 # Words that stand before several commands, with their help.
 GROUPS = {**commands_draft.GROUPS, **commands_latency.GROUPS, **commands_vision.GROUPS}

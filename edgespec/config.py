@@ -39,6 +39,7 @@ LARGEST_BUDGET = 2**20
 WINDOW = 32
 VIA = 'command that runs a shell line on the device, such as "adb shell" or "ssh phone"'
 TO = "folder on the device (default: edgespec, with adb /data/local/tmp/edgespec)"
+DRAFTERS = ("auto", "draft", "ngram", "both", "none")
 THREADS = "threads of all graphs together; 0: the machine's cores, at most 4"
 
 
@@ -292,7 +293,7 @@ class CheckConfig:
 
 
 @dataclass(frozen=True)
-class _Answering:
+class Answering:
     """What every command that lets a model speak can be told."""
 
     bundle: str = flag("folder of the bundle", positional=True)
@@ -324,7 +325,7 @@ class _Answering:
 
 
 @dataclass(frozen=True)
-class GenerateConfig(_Answering):
+class GenerateConfig(Answering):
     """`edgespec generate`: the bundle, the prompt and how to sample and draft."""
 
     prompt: str = flag("what to say to the model", positional=True)
@@ -332,7 +333,7 @@ class GenerateConfig(_Answering):
         "an image that the prompt is about, before its words; may be given several times", (), repeated=True
     )
     min_p: float = flag("leave out tokens below this share of the likeliest one's probability", 0.0)
-    drafter: str = flag("who drafts", "auto", choices=("auto", "draft", "ngram", "both", "none"))
+    drafter: str = flag("who drafts", "auto", choices=DRAFTERS)
     no_draft: bool = flag("decode plainly, the same as --drafter none", False)
     stop_rule: str = flag("when a draft ends", "cost", choices=("cost", "adaedl", "confidence", "fixed"))
     draft_tokens: int = flag("most drafted tokens a round; 0: as many as the graphs hold", 0)
@@ -360,7 +361,7 @@ class GenerateConfig(_Answering):
 
 
 @dataclass(frozen=True)
-class ChatConfig(_Answering):
+class ChatConfig(Answering):
     """`edgespec chat`: the bundle and how to sample."""
 
     max_new_tokens: int = flag("most tokens of one answer", 512, kw_only=True)

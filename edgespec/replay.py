@@ -77,12 +77,12 @@ def replay(trace: Trace, profile: Profile, bundle: Bundle) -> Replay:
 
 def replay_work(trace: Trace, profile: Profile, models: Mapping[str, ModelWork]) -> Replay:
     """The same over models that are counted already."""
-    return _Run(trace, profile, models).all().result()
+    return Running(profile, models, trace.temperature).all(trace).result(trace)
 
 
 def walk(trace: Trace, profile: Profile, models: Mapping[str, ModelWork]) -> tuple[tuple[Call, Work], ...]:
     """Every call of the trace beside what it moves and computes there."""
-    return tuple(_Run(trace, profile, models).all().works)
+    return tuple(Running(profile, models, trace.temperature).all(trace).works)
 
 
 def _decided_by(trace: Trace, profile: Profile) -> str:
@@ -116,11 +116,11 @@ class _Filled:
             self.count, self.position = self.count - away, self.position - away
 
 
-class _Run:
-    """The replay under way: clocks, and how far every cache is filled."""
+class Running:
+    """A replay under way: clocks, and how far every cache is filled."""
 
-    def __init__(self, trace: Trace, profile: Profile, models: Mapping[str, ModelWork]) -> None:
-        self.trace, self.profile, self.models = trace, profile, models
+    def __init__(self, profile: Profile, models: Mapping[str, ModelWork], temperature: float = 0.0) -> None:
+        self.profile, self.models, self.temperature = profile, models, temperature
         self.float = profile.bytes_float.value
         self.filled = {name: _Filled(m.buckets[0], m.buckets[0]) for name, m in models.items()}
         self.parts: dict[tuple[str, str, int], Part] = {}
@@ -128,57 +128,63 @@ class _Run:
         self.history = self.answered = self.unheard = 0  # unheard: of the history, what a draft does not hold
         self.works: list[tuple[Call, Work]] = []
 
-    def all(self) -> _Run:
+    def all(self, trace: Trace) -> Running:
         """Itself, after every turn of the trace."""
-        for turn in self.trace.turns:
-            self.prompt(turn)
-            for number, one in enumerate(turn.rounds):
-                self.round(one, first=number == 0 and not one.calls)
-            self.end_of_turn()
+        for turn in trace.turns:
+            self.turn(turn)
         return self
 
-    def prompt(self, turn: Turn) -> None:
+    def turn(self, turn: Turn) -> tuple[float, float]:
+        """One more turn: the seconds to its first token, and those of the tokens after it."""
+        count, decode_s = len(self.prompts), self.decode_s
+        self._prompt(turn)
+        for number, one in enumerate(turn.rounds):
+            self._round(one, first=number == 0 and not one.calls)
+        self._end_of_turn()
+        return sum(self.prompts[count:]), self.decode_s - decode_s
+
+    def _prompt(self, turn: Turn) -> None:
         """A request's prompt; its first token is chosen in the round without calls that follows."""
         if turn.known is not None:
-            self.history = turn.known
-            for name, at in self.filled.items():
+            back, self.history = turn.known < self.history, turn.known
+            for name, at in self.filled.items() if back else ():
                 at.cut(self.history - 1 - (turn.unheard[0] if name == "draft" else 0))
         self.history += turn.tokens_prompt
         self.unheard = turn.unheard[1]
         for call in turn.calls:
             self.turn_s += self._call(call, None)
 
-    def round(self, one: Round, first: bool) -> None:
+    def _round(self, one: Round, first: bool) -> None:
         """One round; the first of a turn ends the time to the first token."""
         spent = sum(self._call(call, len(one.tokens)) for call in one.calls)
         rows = max((c.width for c in one.calls if c.kind in ("verify", "decode")), default=1)
-        time = sample_time(rows, self.models["target"], self.profile, self.trace.temperature)
+        time = sample_time(rows, self.models["target"], self.profile, self.temperature)
         spent += self._add((HOST, "sampling", 0), time, NOTHING)
         self.history += len(one.tokens)
         if first:
             self.turn_s += spent
-            self.end_of_turn()
+            self._end_of_turn()
         else:
             self.answered += len(one.tokens)
             self.decode_s += spent
 
-    def end_of_turn(self) -> None:
+    def _end_of_turn(self) -> None:
         """Close the prompt's clock, where it runs."""
         if self.turn_s:
             self.prompts.append(self.turn_s)
             self.turn_s = 0.0
 
-    def result(self) -> Replay:
-        """What it came to."""
-        rounds = [r for turn in self.trace.turns for r in turn.rounds]
+    def result(self, trace: Trace) -> Replay:
+        """What the trace came to."""
+        rounds = [r for turn in trace.turns for r in turn.rounds]
         verified = [r for r in rounds if r.calls]
         moved = sum(p.bytes_weights + p.bytes_kv + p.bytes_activations for p in self.parts.values())
         joules = self.profile.value("energy_j_per_byte")
         return Replay(
             self.profile.name,
-            self.trace.table,
-            _decided_by(self.trace, self.profile),
-            sum(turn.tokens_prompt for turn in self.trace.turns),
+            trace.table,
+            _decided_by(trace, self.profile),
+            sum(turn.tokens_prompt for turn in trace.turns),
             sum(len(r.tokens) for r in rounds),
             len(verified),
             sum(r.drafted for r in rounds),

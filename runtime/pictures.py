@@ -23,10 +23,14 @@ class Sight(Protocol):
     def __call__(self, text: str, images: Sequence[File]) -> tuple[list[int], Any]: ...
 
 
-def read(paths: Sequence[Path | str]) -> list[File]:
-    """Image files; InputError where one cannot be read."""
-    found = []
-    for path in map(Path, paths):
+def read(images: Sequence[Path | str | File]) -> list[File]:
+    """Image files, those that are read already as they are; InputError where one cannot be read."""
+    found: list[File] = []
+    for image in images:
+        if isinstance(image, tuple):
+            found.append(image)
+            continue
+        path = Path(image)
         try:
             found.append((path.name, path.read_bytes()))
         except OSError as error:

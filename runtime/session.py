@@ -233,12 +233,13 @@ class Session:
         raw: bool = False,
         stops: Sequence[str] = (),
         trace: TextIO | None = None,
-        images: Sequence[Path | str] = (),
+        images: Sequence[Path | str | File] = (),
     ) -> Iterator[str]:
         """Say something and get the answer piece by piece; afterwards `answer` holds it whole.
 
-        `images`: files that the prompt is about. They stand before its words, or where the model's own mark
-        for an image (Sight.slot) stands in the prompt.
+        `images`: files that the prompt is about, or their names and contents. They stand before its words, or
+        where the model's own mark for an image (Sight.slot) stands in the prompt; token ids hold the image's
+        id once for each row.
 
         A text goes through the chat template after what was said before; `raw` text and token ids are
         appended as they are. `stops`: texts that end the answer, not part of it. `trace` gets a JSON line for
@@ -329,9 +330,7 @@ class Session:
         Where the rendered conversation differs from that, it is cut back to what they share first.
         """
         if not isinstance(prompt, str):
-            if images:
-                raise InputError("token ids show no images", "give the prompt as text")
-            return list(prompt), ()
+            return list(prompt), self._sight(self._sight.slot * len(images), images)[1] if images else ()
         if raw or (images and not self.runtime.template):
             bos = self.runtime.bundle.manifest.tokenizer.bos_id
             if not images:

@@ -270,8 +270,14 @@ def test_prompts_and_pictures_that_do_not_fit_are_refused(
         with pytest.raises(InputError, match=said):
             session.generate(prompt, PLAIN, raw=raw, images=images)
         assert not session.messages and not session.tokens
-    with pytest.raises(InputError, match="token ids show no images"):
+    with pytest.raises(InputError, match="places for 0 rows of pictures, and 16 wait"):
         session.generate([40, 41], PLAIN, images=[pictures[0]])
+    shown = [("read", pictures[0].read_bytes())]  # and a picture among ids is the one among words
+    ids = session.generate([40, *[tiny_vlm.IMAGE] * 16, 41], PLAIN, images=shown).tokens
+    words = runtime.tokenizer.decode([40]), runtime.tokenizer.decode([41])
+    other = runtime.session()
+    assert ids == other.generate("<image>".join(words), PLAIN, raw=True, images=[pictures[0]]).tokens
+    session.truncate(0)
     ask = runtime.process.ask
     good = base64.b64encode(np.zeros((3, 28, 28), np.float32).tobytes()).decode()
     bad = base64.b64encode(np.full((3, 28, 28), np.nan, np.float32).tobytes()).decode()
