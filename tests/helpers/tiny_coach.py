@@ -14,6 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from edgespec.workloads.coach import FEEDBACK, NEXT, PROMPT
 from tests.helpers import tiny_vlm
 
+torch.set_num_threads(1)
+
 FRAMES, BATCH, STEPS = 4, 8, 80
 WORD = "well"
 ROWS = 4
