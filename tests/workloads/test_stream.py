@@ -1,4 +1,4 @@
-"""`edgespec stream` on a tiny model that was taught to watch: what it says and when; drafts change nothing."""
+"""`edgespec stream` on a tiny model that was taught to watch: what it says and when."""
 
 from __future__ import annotations
 
