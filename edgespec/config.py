@@ -39,6 +39,7 @@ LARGEST_BUDGET = 2**20
 WINDOW = 32
 VIA = 'command that runs a shell line on the device, such as "adb shell" or "ssh phone"'
 TO = "folder on the device (default: edgespec, with adb /data/local/tmp/edgespec)"
+PHONES = ("snapdragon-8-elite", "dimensity-9400", "apple-a18-pro")  # whose speed workloads predict
 DRAFTERS = ("auto", "draft", "ngram", "both", "none")
 THREADS = "threads of all graphs together; 0: the machine's cores, at most 4"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from edgespec.config import DRAFTERS, Answering
+from edgespec.config import DRAFTERS, PHONES, Answering
 from edgespec.errors import InputError
 from edgespec.flags import between, check_file, check_folder, flag
 
@@ -31,6 +31,7 @@ class StreamConfig(Answering):
     )
     drafter: str = flag("who drafts", "auto", choices=DRAFTERS)
     stall: float = flag("seconds without a frame after which a stream on standard input is given up", 10.0)
+    profile: tuple[str, ...] = flag("with --output: devices to predict the speed for, or .toml files", PHONES)
     output: str | None = flag("folder for the record and a page about it", None, short="-o")
     max_new_tokens: int = flag("most tokens of one feedback", 48, kw_only=True)
 

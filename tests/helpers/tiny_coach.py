@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from edgespec.workloads.coach import FEEDBACK, NEXT, PROMPT
+from edgespec.workloads.stream.coach import FEEDBACK, NEXT, PROMPT
 from tests.helpers import tiny_vlm
 
 torch.set_num_threads(1)

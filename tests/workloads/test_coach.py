@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from edgespec.errors import InputError
-from edgespec.workloads.coach import Constant, Step, watch
-from edgespec.workloads.coach_score import matches, score
-from edgespec.workloads.exercise import CORRECTION, PRAISE, START, Clip
-from edgespec.workloads.figure import SHANK, THIGH, Pose, jack, lunge, squat
-from edgespec.workloads.frames import Frame, frames
+from edgespec.workloads.stream.coach import Constant, Step, watch
+from edgespec.workloads.stream.score import matches, score
+from edgespec.workloads.stream.exercise import CORRECTION, PRAISE, START, Clip
+from edgespec.workloads.stream.figure import SHANK, THIGH, Pose, jack, lunge, squat
+from edgespec.workloads.stream.frames import Frame, frames
 
 NOTHING = io.BytesIO()
 

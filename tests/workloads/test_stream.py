@@ -17,8 +17,8 @@ from edgespec.progress import Progress
 from edgespec.runtime.build import binary
 from edgespec.runtime.engine import Engine
 from edgespec.runtime.session import Runtime, Settings
-from edgespec.workloads.coach import PROMPT, Coach, Constant, watch
-from edgespec.workloads.frames import Frame
+from edgespec.workloads.stream.coach import PROMPT, Coach, Constant, watch
+from edgespec.workloads.stream.frames import Frame
 from tests.helpers import tiny_coach, tiny_vlm
 
 BRIGHT = (3, 8, 9, 13, 20)

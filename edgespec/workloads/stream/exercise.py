@@ -13,7 +13,7 @@ from math import pi, sin
 from random import Random
 from typing import Any
 
-from edgespec.workloads.figure import Camera, Pose, draw, jack, lunge, squat
+from edgespec.workloads.stream.figure import Camera, Pose, draw, jack, lunge, squat
 
 EXERCISES = ("squat", "jack", "lunge")
 MISTAKES = {"squat": ("shallow", "lean"), "jack": ("arms", "feet"), "lunge": ("short", "lean")}

@@ -7,19 +7,20 @@ import io
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from edgespec.bench_report import Prediction, Traced
 from edgespec.bundle import Bundle
 from edgespec.console import load, written
 from edgespec.errors import InputError
 from edgespec.files import written_whole
 from edgespec.rendering import page
-from edgespec.workloads.coach import Moment
-from edgespec.workloads.coach_score import Said, Score, score
-from edgespec.workloads.phones import OnPhone, on_phones
+from edgespec.workloads.stream.coach import Moment
+from edgespec.workloads.stream.score import Said, Score, score
 
+MOMENTS, TRACE, RESULT, PAGE = "moments.jsonl", "trace.jsonl", "result.json", "report.html"
 THUMBNAIL = 128
 
 
@@ -44,7 +45,7 @@ class StreamResult:
     moments: tuple[Moment, ...]
     wanted: tuple[Said, ...] = ()
     score: Score | None = None
-    predicted: tuple[OnPhone, ...] = ()
+    predicted: tuple[Prediction, ...] = ()
 
     @classmethod
     def of(
@@ -91,7 +92,7 @@ class Record(AbstractContextManager[TextIO]):
     def __init__(self, folder: Path) -> None:
         self.folder, self.pictures = folder, list[bytes]()
         folder.mkdir(exist_ok=True)
-        self.moments, self.trace = (written(str(folder / f"{name}.jsonl")) for name in ("moments", "trace"))
+        self.moments, self.trace = (written(str(folder / name)) for name in (MOMENTS, TRACE))
 
     def __enter__(self) -> TextIO:
         return self.trace
@@ -107,24 +108,28 @@ class Record(AbstractContextManager[TextIO]):
         if moment.text:
             self.pictures.append(_small(frame.content()))
 
-    def written(self, result: StreamResult, bundle: Bundle) -> StreamResult:
-        """The result with what phones are predicted to do, after writing it and the page."""
-        result = replace(result, predicted=on_phones(bundle, self.folder / "trace.jsonl"))
+    @property
+    def traced(self) -> Traced:
+        """What the runtime recorded."""
+        lines = (self.folder / TRACE).read_text(encoding="utf-8").splitlines()
+        return Traced("stream", "stream", tuple(map(json.loads, lines)))
+
+    def write(self, result: StreamResult) -> None:
+        """The result and its page."""
         written_whole(
-            self.folder / "result.json",
+            self.folder / RESULT,
             json.dumps({"schema": "edgespec.stream/1", **result.to_json()}, indent=1) + "\n",
         )
         pictures = [base64.b64encode(data).decode() for data in self.pictures]
         spoken = [m for m in result.moments if m.text]
         html = page(
-            "workloads/coach.html",
+            "stream.html",
             result=result,
             lines=to_lines(result),
             said=list(zip(spoken, pictures, strict=True)),
             timeline=_timeline(result),
         )
-        written_whole(self.folder / "report.html", html)
-        return result
+        written_whole(self.folder / PAGE, html)
 
 
 def to_lines(result: StreamResult) -> list[str]:
@@ -144,7 +149,9 @@ def to_lines(result: StreamResult) -> list[str]:
         if s.matched:
             alike = f"ROUGE-L {s.rouge_l:.3f}, METEOR {s.meteor:.3f}"
             lines.append(f"matched: {alike}, {s.delay_s:+.2f} s late in the median")
-    lines += [phone.line() for phone in result.predicted]
+    for p in result.predicted:
+        speeds = f"{p.tokens_per_s:.1f} tok/s, {p.plain_tokens_per_s:.1f} without drafts"
+        lines.append(f"predicted on {p.profile}: {speeds}")
     return lines
 
 

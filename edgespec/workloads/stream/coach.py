@@ -18,10 +18,9 @@ from typing import Any, Protocol, TextIO
 
 from edgespec.errors import InputError
 from edgespec.replay import Running
-from edgespec.runtime.session import Session, Settings
 from edgespec.trace import parse_trace
 from edgespec.work import ModelWork
-from edgespec.workloads.frames import Frame
+from edgespec.workloads.stream.frames import Frame
 
 NEXT, FEEDBACK = "<next>", "<feedback>"
 PROMPT = "Watch me exercise and coach me."
@@ -71,10 +70,12 @@ class Moment:
 
 
 class Coach:
-    """A session that is shown frames. InputError where the bundle's model cannot watch."""
+    """A runtime's session that is shown frames, and how it generates. InputError where the bundle's model
+    cannot watch.
+    """
 
     def __init__(
-        self, session: Session, prompt: str, settings: Settings, trace: TextIO | None = None
+        self, session: Any, prompt: str, settings: Any, trace: TextIO | None = None
     ) -> None:
         self.session, self.settings, self.trace = session, settings, trace
         manifest, known = session.runtime.bundle.manifest, session.runtime.tokenizer.token_to_id
@@ -101,7 +102,7 @@ class Coach:
         return self._generate(ids, settings, image, begin)
 
     def _generate(
-        self, ids: list[int], settings: Settings, image: tuple[str, bytes] | None = None, begin: float = 0.0
+        self, ids: list[int], settings: Any, image: tuple[str, bytes] | None = None, begin: float = 0.0
     ) -> Step:
         begin, first, lines = begin or time.perf_counter(), 0.0, io.StringIO()
         images = () if image is None else (image,)
