@@ -1,5 +1,5 @@
-"""A model's layers in parts, each a run of them that one graph of a step has, for NPUs whose compiled contexts
-hold no more. Knows counts and bytes, no tensors.
+"""A model's layers in parts, each a run of them that one graph of a step has, for NPUs whose compiled
+contexts hold no more. Knows counts and bytes, no tensors.
 """
 
 from __future__ import annotations
@@ -58,15 +58,9 @@ def division(sizes: Sequence[int], parts: int) -> tuple[int, ...]:
 
 
 def fewest(sizes: Sequence[int], limit: int) -> tuple[int, ...]:
-    """The layers of the fewest parts whose bytes all stay within a limit; of as many as can be, where none
-    do.
-    """
-    most = min(len(sizes), MOST_PARTS)
-    return next(
-        (cut for cut in (division(sizes, n) for n in range(1, most)) if fits(sizes, cut, limit)), ()
-    ) or (division(sizes, most))
-
-
-def fits(sizes: Sequence[int], counts: Sequence[int], limit: int) -> bool:
-    """Whether no part of so many layers has more bytes than the limit."""
-    return all(sum(sizes[i] for i in part.layers) <= limit for part in parts_of(counts))
+    """The layers of the fewest parts that all stay within a limit of bytes; empty where no parts do."""
+    for count in range(1, min(len(sizes), MOST_PARTS) + 1):
+        counts = division(sizes, count)
+        if max(sum(sizes[i] for i in part.layers) for part in parts_of(counts)) <= limit:
+            return counts
+    return ()

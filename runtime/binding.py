@@ -1,4 +1,4 @@
-"""A step's graphs on fixed arrays, run one after the other: what one part gives is what the next one takes."""
+"""A step's graphs on fixed arrays, run one after the other: what one part gives is what the next takes."""
 
 from __future__ import annotations
 
