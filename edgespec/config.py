@@ -227,7 +227,7 @@ class ExportConfig:
             raise InputError(
                 f"format executorch is given for device {self.device}", "leave --device out, or --format"
             )
-        between("parts", self.parts or 1, 1, MOST_PARTS)
+        between("parts", 1 if self.parts is None else self.parts, 1, MOST_PARTS)
         if self.format == "executorch" and self.parts not in (None, 1):
             raise InputError(
                 f"parts {self.parts} are given for format executorch, whose programs are whole",

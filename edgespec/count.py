@@ -94,8 +94,8 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class CompiledCost:
-    """The graphs of a model, or of a part of one, as compiled for one SoC: by which compiler, and the bytes of
-    their context.
+    """A model's graphs (or those of one of its parts) as compiled for one SoC: which compiler made them, and
+    the bytes of their context.
     """
 
     soc: str

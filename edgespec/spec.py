@@ -157,7 +157,8 @@ class FileEntry:
 class CompiledEntry:
     """The graphs as compiled for one SoC (edgespec.soc): by which `compiler`, and its log's file.
 
-    `contexts` names each model's context binary, which holds all its graphs over weights stored once;
+    `contexts` names the context binary of each model, or of each part of one (Manifest.parts), which holds
+    all its graphs over weights stored once;
     `graphs` names, for every graph file, the ONNX file that opens it from there.
     """
 

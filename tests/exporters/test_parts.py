@@ -34,6 +34,9 @@ def absorbed(engine: Engine) -> list[np.ndarray]:
         found += [made[name].copy() for name in ("logits", "argmax", "new_queries") if name in made]
         engine.accept(rows)
         done += rows
+    if engine.widths("embeds"):
+        features = np.random.default_rng(1).standard_normal((3, engine.spec.hidden)).astype(np.float32)
+        found.append(engine.call("embeds", [-1, 7, -3], features=features)["logits"].copy())
     return found + [b[:, :, : engine.count].copy() for part in engine.caches.values() for b in part]
 
 
@@ -53,7 +56,14 @@ def test_parts_give_the_bits_of_the_whole(
     cache = CacheSpec(contract, buckets[-1], 8, name, 1, 2, buckets, 8, seen, positions or "absolute")
     precision = dict.fromkeys(("linear", "head", "embedding"), form)
     whole, parts = (
-        tiny.export_tiny(source, cache, tmp_path / str(len(counts)), precision=precision, counts=counts)
+        tiny.export_tiny(
+            source,
+            cache,
+            tmp_path / str(len(counts)),
+            precision=precision,
+            counts=counts,
+            reads_images=name == "none",
+        )
         for counts in ((2,), (1, 1))
     )
     assert whole.entry.parts == (2,) and parts.entry.parts == (1, 1)
