@@ -30,7 +30,7 @@ def to_table(cost: BundleCost) -> str:
     graphs = []
     for g in cost.graphs:
         sizes = map(_mib, (g.bytes_weights, g.bytes_context, g.bytes_kv, g.bytes_io))
-        counts = [g.part + 1] if parted else []
+        counts: list[int | None] = [g.part + 1] if parted else []
         counts += [g.width, g.bucket, g.nodes, None if g.ops is None else len(g.ops)]
         counts += [g.delegates or 0] if delegated else []
         graphs.append((g.model, g.kind, *("-" if n is None else str(n) for n in counts), *sizes))

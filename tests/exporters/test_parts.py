@@ -18,7 +18,6 @@ CALLS = [("prefill", 8), ("verify", 4), ("decode", 1), ("verify", 3), ("prefill"
 POLICIES = ("none", "keydiff", "h2o")
 CASES = [(contract, "fp32", policy) for policy in POLICIES for contract in ("rows", "append")]
 CASES += [("append", form, "keydiff") for form in ("int8", "int4", "fp16")]
-CASES += [("append", "fp32", "keydiff compact"), ("rows", "fp16", "keydiff compact")]
 
 
 def absorbed(engine: Engine) -> list[np.ndarray]:
@@ -28,9 +27,7 @@ def absorbed(engine: Engine) -> list[np.ndarray]:
     while done < len(TOKENS):
         kind, wanted = CALLS[i % len(CALLS)]
         rows, i = min(wanted, engine.free, len(TOKENS) - done), i + 1
-        made = engine.call(
-            kind if rows == wanted or kind != "decode" else "verify", TOKENS[done : done + rows]
-        )
+        made = engine.call(kind, TOKENS[done : done + rows])
         found += [made[name].copy() for name in ("logits", "argmax", "new_queries") if name in made]
         engine.accept(rows)
         done += rows
@@ -50,10 +47,8 @@ def test_parts_give_the_bits_of_the_whole(
     source: Checkpoint, contract: str, form: str, policy: str, tmp_path: Path
 ) -> None:
     """That of every family: test_step_graphs."""
-    name, _, positions = policy.partition(" ")
-    buckets = (96,) if name == "none" else (16, 32)
-    seen = queries(name, 8, 3)
-    cache = CacheSpec(contract, buckets[-1], 8, name, 1, 2, buckets, 8, seen, positions or "absolute")
+    buckets = (96,) if policy == "none" else (16, 32)
+    cache = CacheSpec(contract, buckets[-1], 8, policy, 1, 2, buckets, 8, queries(policy, 8, 3))
     precision = dict.fromkeys(("linear", "head", "embedding"), form)
     whole, parts = (
         tiny.export_tiny(
@@ -62,7 +57,7 @@ def test_parts_give_the_bits_of_the_whole(
             tmp_path / str(len(counts)),
             precision=precision,
             counts=counts,
-            reads_images=name == "none",
+            reads_images=policy == "none",
         )
         for counts in ((2,), (1, 1))
     )
@@ -71,4 +66,4 @@ def test_parts_give_the_bits_of_the_whole(
     for ours, theirs in zip(absorbed(parts), absorbed(whole), strict=True):
         assert np.array_equal(ours, theirs)
     assert (whole.count, whole.position) == (parts.count, parts.position)
-    assert name == "none" or whole.count < whole.position
+    assert policy == "none" or whole.count < whole.position
