@@ -23,6 +23,7 @@ CODED = ("w4a16", "w8a16")  # forms whose activations are codes of 16 bits, and 
 CACHED = ("float32", "int8")
 MODELS = ("target", "draft")
 CACHES = ("keys", "values")
+HIDDEN = "hidden_"  # before the number of the part that takes it
 VISION = "vision"
 VISION_METHODS = ("whole", "tosa", "merge")
 LAYER_CLASSES = ("linear", "ends", "head", "embedding")
@@ -259,7 +260,7 @@ def step_inputs(
 
 def hidden(part: int, width: int, model: ModelSpec) -> TensorSpec:
     """What a part takes of the one before it: the rows' sums after its last layer."""
-    return TensorSpec(f"hidden_{part}", "float32", (1, width, model.hidden))
+    return TensorSpec(f"{HIDDEN}{part}", "float32", (1, width, model.hidden))
 
 
 def step_outputs(

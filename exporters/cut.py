@@ -14,8 +14,7 @@ import onnx_ir as ir
 from edgespec.errors import InputError
 from edgespec.exporters.program import Program
 from edgespec.parts import Part
-
-BETWEEN = "hidden_"
+from edgespec.spec import HIDDEN
 
 
 def cut(program: Program, parts: Sequence[Part], family: str) -> tuple[Program, ...]:
@@ -32,7 +31,7 @@ def cut(program: Program, parts: Sequence[Part], family: str) -> tuple[Program, 
         inputs = shared if given is None else [given, *shared]
         own = ir.convenience.extract(graph, inputs, [handed or graph.outputs[0]])
         if given is not None:
-            own.inputs[0].name = f"{BETWEEN}{part.number}"
+            own.inputs[0].name = f"{HIDDEN}{part.number}"
         made.append(replace(program, graph=own))
         given = handed
     return tuple(made)

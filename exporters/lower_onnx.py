@@ -17,14 +17,23 @@ import onnx_ir as ir
 
 from edgespec.errors import InputError
 from edgespec.exporters.build import Builder
-from edgespec.exporters.cut import BETWEEN, residual
+from edgespec.exporters.cut import residual
 from edgespec.exporters.lower_attention import append_attend, new_queries, rows_attend
 from edgespec.exporters.lower_codes import HEAD, Spans, coded, coded_attend, codes_of
 from edgespec.exporters.lower_context import absolute_ids, joined, masked
 from edgespec.exporters.program import DOMAIN, Program
 from edgespec.exporters.step import TRACED_WIDTH
 from edgespec.parts import Part, parts_of
-from edgespec.spec import ABSORBING, CODED, CacheSpec, ModelSpec, TensorSpec, step_inputs, step_outputs
+from edgespec.spec import (
+    ABSORBING,
+    CODED,
+    HIDDEN,
+    CacheSpec,
+    ModelSpec,
+    TensorSpec,
+    step_inputs,
+    step_outputs,
+)
 
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
 DTYPES = {"float32": FLOAT, "int32": INT32, "int8": ir.DataType.INT8}
@@ -315,9 +324,8 @@ class Lowering:
     def outputs(self, last: ir.Value) -> dict[str, tuple[ir.Value, ir.DataType, tuple[int, ...]]]:
         """Every output the specification names, from the logits, or a part's last sum, and the new rows."""
         b, t = self.b, self.target
-        made = (
-            self.of_logits(last) if self.part.last else {f"{BETWEEN}{self.part.number + 1}": self.first(last)}
-        )
+        name = f"{HIDDEN}{self.part.number + 1}"
+        made = self.of_logits(last) if self.part.last else {name: self.first(last)}
         if t.cache.queries:
             made["new_queries"] = new_queries(self)
         for label, rows in (("keys", self.new_keys), ("values", self.new_values)):
@@ -332,11 +340,9 @@ class Lowering:
 
     def first(self, rows: ir.Value) -> ir.Value:
         """Of a doubled call's two equal rows [1,2,hidden] one; others as they are."""
-        return (
-            self.b.op("Gather", rows, self.b.const(np.array([0], np.int64)), axis=1)
-            if self.target.doubled
-            else rows
-        )
+        if not self.target.doubled:
+            return rows
+        return self.b.op("Gather", rows, self.b.const(np.array([0], np.int64)), axis=1)
 
     def of_logits(self, logits: ir.Value) -> dict[str, ir.Value]:
         """The logits and what follows from them."""
@@ -371,4 +377,4 @@ def module_of(node: ir.Node) -> str:
 
 def handed(x: ir.Value) -> bool:
     """Whether another part of the model made this value."""
-    return x.producer() is None and (x.name or "").startswith(BETWEEN)
+    return x.producer() is None and (x.name or "").startswith(HIDDEN)

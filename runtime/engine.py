@@ -20,6 +20,8 @@ from edgespec.runtime.binding import NUMPY, Bound, bound_to
 from edgespec.runtime.program import Program
 from edgespec.spec import ABSORBING, GraphSpec, ModelEntry, VisionEntry
 
+GIVEN = ("logits", "argmax", "entropy", "top_probabilities", "top_ids", "new_queries")
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -170,11 +172,7 @@ class Engine:
         if kind == "embeds":
             arrays["features"][0, :rows] = 0 if features is None else features
         self.pending = bound.run()
-        made = {
-            name: self.pending[name]
-            for name in ("logits", "argmax", "entropy", "top_probabilities", "top_ids", "new_queries")
-            if name in self.pending
-        }
+        made = {name: self.pending[name] for name in GIVEN if name in self.pending}
         filled = int((self.context["context_ids"] >= 0).sum())
         return made | {"logits": made["logits"][..., : self.entry.head_rows + filled]}
 
@@ -363,11 +361,7 @@ class Engine:
     def _binding(self, step: tuple[str, int, int]) -> Bound:
         """A step's graphs on fixed arrays; under `append` each buffer is input and output."""
         if step not in self.bound:
-            caches = {
-                f"{part}_{i}": buffer
-                for part, buffers in self.caches.items()
-                for i, buffer in enumerate(buffers)
-            }
+            caches = {f"{part}_{i}": b for part in self.caches for i, b in enumerate(self.caches[part])}
             self.bound[step] = bound_to(self.context | caches, self.steps[step], self._session)
         return self.bound[step]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from edgespec.exporters.checkpoint import Checkpoint
+from edgespec.exporters.spans import spans_of
 from edgespec.policy import queries
 from edgespec.runtime.engine import Engine
-from edgespec.spec import CacheSpec
+from edgespec.spec import CODED, CacheSpec
 from tests.helpers import tiny
 
 TOKENS = [int(i) for i in np.random.default_rng(0).integers(0, 264, 70)]
@@ -18,6 +21,7 @@ CALLS = [("prefill", 8), ("verify", 4), ("decode", 1), ("verify", 3), ("prefill"
 POLICIES = ("none", "keydiff", "h2o")
 CASES = [(contract, "fp32", policy) for policy in POLICIES for contract in ("rows", "append")]
 CASES += [("append", form, "keydiff") for form in ("int8", "int4", "fp16")]
+CASES += [("rows", "w8a16", "h2o")]
 
 
 def absorbed(engine: Engine) -> list[np.ndarray]:
@@ -49,6 +53,10 @@ def test_parts_give_the_bits_of_the_whole(
     """That of every family: test_step_graphs."""
     buckets = (96,) if policy == "none" else (16, 32)
     cache = CacheSpec(contract, buckets[-1], 8, policy, 1, 2, buckets, 8, queries(policy, 8, 3))
+    spans = None
+    if form in CODED:
+        cache, texts = replace(cache, dtype="int8"), torch.tensor([TOKENS[:35], TOKENS[35:]])
+        spans = spans_of(source, texts, lambda done, total: None)
     precision = dict.fromkeys(("linear", "head", "embedding"), form)
     whole, parts = (
         tiny.export_tiny(
@@ -57,6 +65,7 @@ def test_parts_give_the_bits_of_the_whole(
             tmp_path / str(len(counts)),
             precision=precision,
             counts=counts,
+            spans=spans,
             reads_images=policy == "none",
         )
         for counts in ((2,), (1, 1))
