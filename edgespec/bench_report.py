@@ -18,7 +18,7 @@ from edgespec.files import written_whole
 from edgespec.plain import from_json
 from edgespec.spec import CacheSpec, ModelSpec
 
-SCHEMA = "edgespec.report/3"
+SCHEMA = "edgespec.report/4"
 PLAIN, SPECULATIVE = "plain", "speculative"
 DEVICE = "profile "  # how a trace's table of call costs begins that was predicted for a device
 AGAIN = "make it again: edgespec bench BUNDLE -o {}"

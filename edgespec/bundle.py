@@ -37,7 +37,7 @@ from edgespec.errors import BackendError, BundleError, InputError
 from edgespec.plain import from_json, to_json
 from edgespec.spec import CompiledEntry, GraphSpec, Manifest, ModelEntry
 
-SCHEMA = 7
+SCHEMA = 8
 LARGEST_MANIFEST = 16 * 2**20
 
 

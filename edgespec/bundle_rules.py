@@ -10,6 +10,7 @@ from collections import Counter
 
 from edgespec import policy
 from edgespec.errors import BundleError, InputError
+from edgespec.parts import MOST_PARTS, parts_of
 from edgespec.soc import NAMES as SOCS
 from edgespec.spec import (
     ABSORBING,
@@ -90,12 +91,14 @@ def _check_model(model: ModelEntry, device: str) -> None:
             f"{where}.head_rows", f"is {model.head_rows}, not 1 to the vocabulary {model.spec.vocab}"
         )
     _check_context(model, where)
+    if not all(model.parts) or sum(model.parts) != model.spec.layers or len(model.parts) > MOST_PARTS:
+        raise _fault(f"{where}.parts", f"{list(model.parts[:8])} do not share out {model.spec.layers} layers")
     if len(model.graphs) > MOST_GRAPHS:
         raise _fault(f"{where}.graphs", f"are {len(model.graphs)}, more than {MOST_GRAPHS}")
     for graph in model.graphs:
         _check_graph(graph, model, f"{where}.{graph.file[:60]!a}")
-    twice = Counter((g.kind, g.width, g.bucket) for g in model.graphs)
-    for (kind, width, bucket), times in twice.items():
+    twice = Counter((g.kind, g.width, g.bucket, g.part) for g in model.graphs)
+    for (kind, width, bucket, _), times in twice.items():
         if times > 1:
             raise _fault(f"{where}.graphs", f"hold {kind} of width {width} for bucket {bucket} twice")
     _check_complete(model, where)
@@ -175,6 +178,8 @@ def _check_graph(graph: GraphSpec, model: ModelEntry, where: str) -> None:
     _known(graph.kind, KINDS, f"{where}.kind")
     if graph.bucket not in cache.buckets:
         raise _fault(f"{where}.bucket", f"{graph.bucket} is none of the cache's {list(cache.buckets[:8])}")
+    if graph.part >= (len(model.parts) if graph.kind in STEPS else 1):
+        raise _fault(f"{where}.part", f"is {graph.part}, which the {graph.kind} has not")
     for tensor in (*graph.inputs, *graph.outputs):
         _check_tensor(tensor, where)
     if graph.kind == "context":
@@ -186,15 +191,13 @@ def _check_graph(graph: GraphSpec, model: ModelEntry, where: str) -> None:
     fixed = {"decode": 1, "draft": 2, **dict.fromkeys(ABSORBING, cache.block)}.get(graph.kind, graph.width)
     if graph.width != fixed or (graph.kind == "verify" and graph.width < 2):
         raise _fault(f"{where}.width", f"is {graph.width}, which no {graph.kind} graph has")
-    # Sizes first: the expected tensors are only built where the file has as many.
-    context = model.context_rows
-    more = {"prefill": 1, "embeds": 2, "draft": 2 if context else 0}.get(graph.kind, 0)
-    expected = 2 * spec.layers + 3 + more
-    if len(graph.inputs) != expected:
-        raise _fault(f"{where}.inputs", f"are {len(graph.inputs)}, not {expected}")
-    inputs = step_inputs(graph.kind, graph.width, spec, cache.rows(graph.bucket), context, cache.dtype)
+    # Sizes first: the expected tensors are only built where the file has about as many.
+    part, context = parts_of(model.parts)[graph.part], model.context_rows
+    if not 0 <= len(graph.inputs) - 2 * len(part.layers) - 3 <= 2:
+        raise _fault(f"{where}.inputs", f"are {len(graph.inputs)}, and it has {len(part.layers)} layers")
+    inputs = step_inputs(graph.kind, graph.width, spec, cache.rows(graph.bucket), context, cache.dtype, part)
     _same(graph.inputs, inputs, f"{where}.inputs")
-    sizes = (graph.width, spec, cache, graph.bucket, model.head_rows, _top(graph), context)
+    sizes = (graph.width, spec, cache, graph.bucket, model.head_rows, _top(graph), context, part)
     _same(graph.outputs, step_outputs(graph.kind, *sizes), f"{where}.outputs")
 
 
@@ -249,7 +252,13 @@ def _same(found: tuple[TensorSpec, ...], expected: tuple[TensorSpec, ...], where
 
 
 def _check_complete(model: ModelEntry, where: str) -> None:
-    """Every bucket has what a runtime calls; where rows can be evicted there is a graph that chooses them."""
+    """Every bucket has what a runtime calls, and every step all its parts; where rows can be evicted there is
+    a graph that chooses them.
+    """
+    steps = Counter((g.kind, g.width, g.bucket) for g in model.graphs if g.kind in STEPS)
+    for (kind, width, bucket), parts in steps.items():
+        if parts != len(model.parts):
+            raise _fault(f"{where}.graphs", f"lack parts of {kind} of width {width} for bucket {bucket}")
     have = {(g.kind, g.bucket) for g in model.graphs}
     needed = ("prefill", "decode") if model.name == "target" else ("prefill", "draft")
     for bucket in model.cache.buckets:
@@ -309,7 +318,7 @@ def _check_encoder(entry: VisionEntry, models: dict[str, ModelEntry], program: b
         raise _fault("vision.selectors", f"are {entry.selectors[:60]!a}, and the method is {entry.method}")
     own = (entry.draft_rows, draft.spec.hidden if draft else 0)
     graph, tensors = entry.graph, vision_tensors(entry.size, entry.rows, target.spec.hidden, *own)
-    if (graph.kind, graph.width, graph.bucket) != ("vision", entry.rows, 0):
+    if (graph.kind, graph.width, graph.bucket, graph.part) != ("vision", entry.rows, 0, 0):
         raise _fault(
             "vision.graph", f"is a {graph.kind[:20]!a} of width {graph.width}, not vision of {entry.rows}"
         )

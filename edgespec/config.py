@@ -23,6 +23,7 @@ from edgespec.flags import (
     listed,
     one_of,
 )
+from edgespec.parts import MOST_PARTS
 from edgespec.policy import NAMES as POLICIES
 from edgespec.policy import check as check_policy
 from edgespec.soc import NAMES as SOCS
@@ -84,6 +85,11 @@ class ExportConfig:
     device: str = flag("where the bundle runs", "cpu", choices=DEVICES)
     soc: tuple[str, ...] = flag(
         f"with --device npu: Qualcomm SoCs to compile the graphs for, some of {', '.join(SOCS)}", ()
+    )
+    parts: int | None = flag(
+        "parts that the target's layers are cut into, each with graphs and compiled contexts of its own "
+        "(default: 1, with --soc as many as its contexts need)",
+        None,
     )
     format: str = flag("file format of the graphs", "onnx", choices=FORMATS)
     weights: str | None = flag("form of the weights (default: the device's best)", None, choices=PRECISIONS)
@@ -222,6 +228,12 @@ class ExportConfig:
         if self.format == "executorch" and self.device != "cpu":
             raise InputError(
                 f"format executorch is given for device {self.device}", "leave --device out, or --format"
+            )
+        between("parts", 1 if self.parts is None else self.parts, 1, MOST_PARTS)
+        if self.format == "executorch" and self.parts not in (None, 1):
+            raise InputError(
+                f"parts {self.parts} are given for format executorch, whose programs are whole",
+                "leave --parts out, or --format",
             )
         for name in ("weights", "head", "embedding"):
             form = getattr(self, name)

@@ -51,7 +51,8 @@ _BITS = {
 class GraphCost:
     """One graph: what a call of it reads (`bytes_weights` without rows that are looked up; `bytes_codes` of
     them are codes of up to 8 bits; `bytes_context`: head rows that the runtime fills), takes, and multiplies:
-    operations with weights (two for each weight and row), numbers into and out of those products.
+    operations with weights (two for each weight and row), numbers into and out of those products. A step of
+    a model in parts is several graphs, one for each `part`.
     """
 
     model: str
@@ -67,6 +68,7 @@ class GraphCost:
     bytes_codes: int | None = None
     ops_weights: int | None = None
     numbers_activations: int | None = None
+    part: int = 0
 
     @property
     def delegates(self) -> int | None:
@@ -92,7 +94,9 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class CompiledCost:
-    """A model's graphs as compiled for one SoC: which compiler made them, and the bytes of their context."""
+    """A model's graphs (or those of one of its parts) as compiled for one SoC: which compiler made them, and
+    the bytes of their context.
+    """
 
     soc: str
     compiler: str
@@ -120,12 +124,13 @@ class BundleCost:
 def count(bundle: Bundle) -> BundleCost:
     """What the bundle costs on disk, in memory and per call."""
     files = bundle.manifest.files
-    parts = bundle.manifest.parts
-    graphs = tuple(_count_graph(bundle, name, g) for name, own in parts.items() for g in own)
+    own = {model.name: model.graphs for model in bundle.manifest.models}
+    own |= {VISION: tuple(v.graph for v in bundle.manifest.vision)}
+    graphs = tuple(_count_graph(bundle, name, g) for name, held in own.items() for g in held)
     models = tuple(_count_model(bundle, m) for m in bundle.manifest.models)
     models += tuple(_count_encoder(bundle, v) for v in bundle.manifest.vision)
     weights = {m.weights for m in bundle.manifest.models} | {v.weights for v in bundle.manifest.vision}
-    protos = {g.file for own in parts.values() for g in own}
+    protos = {g.file for held in own.values() for g in held}
     bytes_io = max((g.bytes_io for g in graphs), default=0)
     held = sum(files[name].bytes for name in weights | protos)
     held += sum(m.bytes_kv + m.bytes_policy + m.bytes_context for m in models)
@@ -190,7 +195,7 @@ def _count_graph(bundle: Bundle, model: str, graph: GraphSpec) -> GraphCost:
     file = bundle.file(graph.file)
     read = _read_method(file, graph) if graph.method else _read_onnx(file, graph)
     sizes = {"bytes_context": context, "bytes_kv": caches, "bytes_io": other, **read}
-    return GraphCost(model, graph.kind, graph.width, graph.bucket, **sizes)
+    return GraphCost(model, graph.kind, graph.width, graph.bucket, **sizes, part=graph.part)
 
 
 def _bytes(tensors: Iterable[TensorSpec]) -> int:
@@ -273,9 +278,10 @@ def _looked_up(node: Any, i: int) -> bool:
 def _count_products(graph: Any, spec: GraphSpec) -> tuple[int, int]:
     """Operations of a step graph's products with stored weights, and the numbers into and out of them.
 
-    Every product has the call's rows, but for a prefill's last, the head, which has one. What several
+    Every product has the call's rows, but for the head of a prefill, its last, which has one. What several
     products take (q, k and v) goes in once.
     """
+    head = any(t.name == "logits" for t in spec.outputs)
     sizes = {t.name: tuple(t.dims) for t in graph.initializer if len(t.dims) > 1}
     casts = {node.output[0]: node.input[0] for node in graph.node if node.op_type in WIDENED}
     products = []
@@ -285,7 +291,7 @@ def _count_products(graph: Any, spec: GraphSpec) -> tuple[int, int]:
     ops = numbers = 0
     seen: set[str] = set()
     for place, (given, k, n) in enumerate(products, 1):
-        rows = 1 if spec.kind in ABSORBING and place == len(products) else spec.width
+        rows = 1 if spec.kind in ABSORBING and head and place == len(products) else spec.width
         ops += 2 * rows * k * n
         numbers += rows * (n + (0 if given in seen else k))
         seen.add(given)

@@ -17,12 +17,21 @@ def to_json(cost: BundleCost) -> dict[str, Any]:
 def to_table(cost: BundleCost) -> str:
     """The cost as text: a line a graph, a line a model, and what the device needs."""
     sizes_of = ("weights read", "context rows", "cache", "other in/out")
-    delegated = any(g.delegates for g in cost.graphs)
-    heads = ("width", "bucket", "nodes", "op types", *(["delegates"] if delegated else []), *sizes_of)
+    delegated, parted = any(g.delegates for g in cost.graphs), any(g.part for g in cost.graphs)
+    heads = (
+        *(["part"] if parted else []),
+        "width",
+        "bucket",
+        "nodes",
+        "op types",
+        *(["delegates"] if delegated else []),
+        *sizes_of,
+    )
     graphs = []
     for g in cost.graphs:
         sizes = map(_mib, (g.bytes_weights, g.bytes_context, g.bytes_kv, g.bytes_io))
-        counts = [g.width, g.bucket, g.nodes, None if g.ops is None else len(g.ops)]
+        counts: list[int | None] = [g.part + 1] if parted else []
+        counts += [g.width, g.bucket, g.nodes, None if g.ops is None else len(g.ops)]
         counts += [g.delegates or 0] if delegated else []
         graphs.append((g.model, g.kind, *("-" if n is None else str(n) for n in counts), *sizes))
     models = []

@@ -1,10 +1,15 @@
 """Qualcomm's systems on a chip that graphs can be compiled for: our names, and the numbers that its compiler
-takes. Knows no graph.
+takes; and what one context may hold. Knows no graph.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+# Bytes of weights in one compiled context. The NPU has addresses of 32 bits, 3.75 GB of which hold weights,
+# caches, inputs and outputs together (github.com/powerserve-project/PowerServe, issue 6, after Qualcomm's HTP
+# guidelines), and a context is larger than its weights: 331 MiB for the demo's 259, measured.
+LARGEST_WEIGHTS = 2 * 2**30
 
 
 @dataclass(frozen=True)

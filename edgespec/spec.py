@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from edgespec.parts import Part, part_name, parts_of
+
 CONTRACTS = ("rows", "append")
 POSITIONS = ("absolute", "compact")
 STEPS = ("prefill", "embeds", "verify", "decode", "draft")
@@ -20,6 +22,8 @@ PRECISIONS = ("int4", "int8", "fp16", "fp32", "w4a16", "w8a16")
 CODED = ("w4a16", "w8a16")  # forms whose activations are codes of 16 bits, and whose caches are of 8
 CACHED = ("float32", "int8")
 MODELS = ("target", "draft")
+CACHES = ("keys", "values")
+HIDDEN = "hidden_"  # before the number of the part that takes it
 VISION = "vision"
 VISION_METHODS = ("whole", "tosa", "merge")
 LAYER_CLASSES = ("linear", "ends", "head", "embedding")
@@ -89,6 +93,7 @@ class GraphSpec:
     """One graph: its kind, width S, bucket (its cache's budget) and the tensors it takes and gives.
 
     `method` is its name in an ExecuTorch program, whose file holds all graphs of a model; else empty.
+    A step is the graphs of one kind, width and bucket, one for each part of the model in order of `part`.
     """
 
     file: str
@@ -98,6 +103,7 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     method: str = ""
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ class ModelEntry:
     `head_ids` names a file of int32 token ids, one for each head row, or is empty where row i is token i.
 
     `widths_agree`: every width gave the same bits when the bundle was made; if not, decoding goes through
-    `verify`. `context_rows`: further rows of a draft's head, which the runtime fills while it runs.
+    `verify`. `parts`: how many layers each part has, one part for most models. `context_rows`: further rows
+    of a draft's head, which the runtime fills while it runs.
     """
 
     name: str
@@ -121,7 +128,12 @@ class ModelEntry:
     head_rows: int
     head_ids: str
     widths_agree: bool
+    parts: tuple[int, ...]
     context_rows: int = 0
+
+    def part_name(self, part: int) -> str:
+        """What a part's files are named after: `target`, or `target-part1` of several."""
+        return part_name(self.name, part, len(self.parts))
 
 
 @dataclass(frozen=True)
@@ -146,7 +158,8 @@ class FileEntry:
 class CompiledEntry:
     """The graphs as compiled for one SoC (edgespec.soc): by which `compiler`, and its log's file.
 
-    `contexts` names each model's context binary, which holds all its graphs over weights stored once;
+    `contexts` names the context binary of each model, or of each part of one (Manifest.parts), which holds
+    all its graphs over weights stored once;
     `graphs` names, for every graph file, the ONNX file that opens it from there.
     """
 
@@ -199,40 +212,55 @@ class Manifest:
 
     @property
     def parts(self) -> dict[str, tuple[GraphSpec, ...]]:
-        """The graphs of every model, and of the image encoder, by name."""
+        """The graphs of every part of a model, and of the image encoder, by name."""
         encoder = {VISION: tuple(entry.graph for entry in self.vision)} if self.vision else {}
-        return {model.name: model.graphs for model in self.models} | encoder
+        return {
+            model.part_name(i): tuple(g for g in model.graphs if g.part == i)
+            for model in self.models
+            for i in range(len(model.parts))
+        } | encoder
 
 
 def step_inputs(
-    kind: str, width: int, model: ModelSpec, rows: int, context: int = 0, cached: str = "float32"
+    kind: str,
+    width: int,
+    model: ModelSpec,
+    rows: int,
+    context: int = 0,
+    cached: str = "float32",
+    part: Part | None = None,
 ) -> tuple[TensorSpec, ...]:
     """Inputs of a step graph: tokens [1,S], position [1], count [1], the row wanted (prefill, embeds), 2L
     caches. `embeds` is a prefill that takes features [1,S,hidden] of images for rows of a token below 0.
+    Of a `part` (None: all layers) only what it has: the head's inputs are the last's, words' the first's.
 
     A cache is [1,KV,rows,d] of the type `cached`; under the `rows` contract its free slots hold zeros. Where
     the head has context rows, `draft` takes them as columns [hidden,R] with the absolute id of the token that
     each is of, -1 where a column is not filled.
     """
     cache = (1, model.kv_heads, rows, model.head_dim)
+    own = part or parts_of((model.layers,))[0]
     head = [
-        TensorSpec("tokens", "int32", (1, width)),
+        TensorSpec("tokens", "int32", (1, width)) if own.number == 0 else hidden(own.number, width, model),
         TensorSpec("position", "int32", (1,)),
         TensorSpec("count", "int32", (1,)),
     ]
-    if kind in ABSORBING:
+    if kind in ABSORBING and own.last:
         head.append(TensorSpec("row", "int32", (1,)))
-    if kind == "embeds":
+    if kind == "embeds" and own.number == 0:
         head.append(TensorSpec("features", "float32", (1, width, model.hidden)))
-    if kind == "draft" and context:
+    if kind == "draft" and context and own.last:
         head += [
             TensorSpec("context", "float32", (model.hidden, context)),
             TensorSpec("context_ids", "int32", (context,)),
         ]
-    caches = [
-        TensorSpec(f"{part}_{i}", cached, cache) for part in ("keys", "values") for i in range(model.layers)
-    ]
+    caches = [TensorSpec(f"{rows_of}_{i}", cached, cache) for rows_of in CACHES for i in own.layers]
     return tuple(head + caches)
+
+
+def hidden(part: int, width: int, model: ModelSpec) -> TensorSpec:
+    """What a part takes of the one before it: the rows' sums after its last layer."""
+    return TensorSpec(f"{HIDDEN}{part}", "float32", (1, width, model.hidden))
 
 
 def step_outputs(
@@ -244,17 +272,37 @@ def step_outputs(
     head_rows: int,
     top: int = 8,
     context: int = 0,
+    part: Part | None = None,
 ) -> tuple[TensorSpec, ...]:
     """Outputs of a step graph: logits [1,R,head rows], argmax [1,R] (R = 1 in prefill and embeds, else S),
-    new rows.
+    new rows. Of a `part` (None: all layers) L are its own, and one before the last gives hidden rows instead
+    of logits and what follows from them.
 
     A draft also gives entropy [1,S] in nats and its top-k (probabilities and absolute token ids) [1,S,k]; its
     logits are those of the head's own rows, then of the context rows. Where the policy reads queries, the
     rows' own, multiplied by the attention's scale: [S,L,H,d]. New rows are [L,KV,S,d] under the `rows`
     contract, and the 2L updated buffers under `append`.
     """
+    own = part or parts_of((model.layers,))[0]
+    head = [hidden(own.number + 1, width, model)]
+    if own.last:
+        head = _head_outputs(kind, width, head_rows + (context if kind == "draft" else 0), top)
+    if cache.queries:
+        queries = (width, len(own.layers), model.heads, model.head_dim)
+        head.append(TensorSpec("new_queries", "float32", queries))
+    if cache.contract == "rows":
+        shape = (len(own.layers), model.kv_heads, width, model.head_dim)
+        return tuple(
+            [*head, TensorSpec("new_keys", cache.dtype, shape), TensorSpec("new_values", cache.dtype, shape)]
+        )
+    shape = (1, model.kv_heads, cache.rows(bucket), model.head_dim)
+    return tuple(
+        head + [TensorSpec(f"new_{rows_of}_{i}", "float32", shape) for rows_of in CACHES for i in own.layers]
+    )
+
+
+def _head_outputs(kind: str, width: int, columns: int, top: int) -> list[TensorSpec]:
     rows = 1 if kind in ABSORBING else width
-    columns = head_rows + (context if kind == "draft" else 0)
     head = [TensorSpec("logits", "float32", (1, rows, columns)), TensorSpec("argmax", "int32", (1, rows))]
     if kind == "draft":
         head += [
@@ -262,22 +310,7 @@ def step_outputs(
             TensorSpec("top_probabilities", "float32", (1, rows, top)),
             TensorSpec("top_ids", "int32", (1, rows, top)),
         ]
-    if cache.queries:
-        head.append(TensorSpec("new_queries", "float32", (width, model.layers, model.heads, model.head_dim)))
-    if cache.contract == "rows":
-        shape = (model.layers, model.kv_heads, width, model.head_dim)
-        return tuple(
-            [*head, TensorSpec("new_keys", cache.dtype, shape), TensorSpec("new_values", cache.dtype, shape)]
-        )
-    shape = (1, model.kv_heads, cache.rows(bucket), model.head_dim)
-    return tuple(
-        head
-        + [
-            TensorSpec(f"new_{part}_{i}", "float32", shape)
-            for part in ("keys", "values")
-            for i in range(model.layers)
-        ]
-    )
+    return head
 
 
 def context_tensors(width: int, hidden: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

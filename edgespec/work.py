@@ -8,7 +8,7 @@ Numbers of caches and activations are counted as numbers; how many bytes one tak
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from edgespec.bundle import Bundle
@@ -42,8 +42,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Step:
-    """A step graph: what a call reads but for its cache, whose buffers have `rows` rows; a draft's context
-    rows are among its weights.
+    """A step's graphs: what a call reads but for its cache, whose buffers have `rows` rows; a draft's context
+    rows are among its weights. `dispatches`: its graphs, one for each part of the model.
     """
 
     bytes_weights: int
@@ -52,6 +52,12 @@ class Step:
     ops_weights: int
     width: int
     rows: int
+    dispatches: int = 1
+
+    def joined(self, other: Step) -> Step:
+        """The step with a further part."""
+        added = ("bytes_weights", "bytes_codes", "numbers_activations", "ops_weights", "dispatches")
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in added})
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,7 @@ class ModelWork:
             step.numbers_activations * (self.bytes_activation or bytes_float),
             step.ops_weights + attention,
             self.arithmetic,
+            step.dispatches,
         )
 
     def policy_call(self, kind: str, bucket: int, bytes_float: float) -> Work:
@@ -132,10 +139,12 @@ def of_bundle(bundle: Bundle, cost: BundleCost | None = None) -> dict[str, Model
 
 def _of_entry(bundle: Bundle, model: ModelEntry, cost: BundleCost) -> ModelWork:
     spec, cache = model.spec, model.cache
-    steps, policy = {}, {}
+    steps: dict[tuple[str, int, int], Step] = {}
+    policy = {}
     for graph, read in zip(model.graphs, [g for g in cost.graphs if g.model == model.name], strict=True):
         if graph.kind in STEPS:
-            steps[graph.kind, graph.width, graph.bucket] = _step(read, cache.rows(graph.bucket))
+            key, part = (graph.kind, graph.width, graph.bucket), _step(read, cache.rows(graph.bucket))
+            steps[key] = steps[key].joined(part) if key in steps else part
         else:
             tensors = (*graph.inputs, *graph.outputs)
             # a code is half a float

@@ -24,6 +24,7 @@ from edgespec.errors import InputError
 from edgespec.exporters.build import Builder
 from edgespec.exporters.checkpoint import Checkpoint, Grid, Tokenizer, layer_of
 from edgespec.exporters.commit import Turn, policy_graphs
+from edgespec.exporters.cut import cut
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.lower_codes import Spans
 from edgespec.exporters.lower_context import context_graph
@@ -31,6 +32,7 @@ from edgespec.exporters.lower_onnx import Lowering, Storage, Target
 from edgespec.exporters.program import Program, build_program
 from edgespec.exporters.step import skeleton
 from edgespec.exporters.weights import Weights
+from edgespec.parts import Part, part_name, parts_of
 from edgespec.spec import (
     ABSORBING,
     CacheSpec,
@@ -53,7 +55,7 @@ class Job:
 
     `head_ids` are the rows a draft's head keeps, `context_rows` how many more it is given at run time,
     `spans` what its activations reach, where they are coded. A model that `reads_images` has `embeds`
-    graphs beside its prefill.
+    graphs beside its prefill. `counts` are the layers of its parts, none for a whole model.
     """
 
     name: str
@@ -68,17 +70,25 @@ class Job:
     context_rows: int = 0
     spans: Spans | None = None
     reads_images: bool = False
+    counts: tuple[int, ...] = ()
 
     def form(self, role: str, name: str) -> str:
         """The form of a parameter by its role and its name in the checkpoint."""
         at_an_end = layer_of(name) in (0, self.spec.layers - 1)
         return self.precision["ends" if role == "linear" and at_an_end and "ends" in self.precision else role]
 
-    def target(self, kind: str, width: int, bucket: int, doubled: bool = False) -> Target:
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that its layers are in."""
+        return parts_of(self.counts or (self.spec.layers,))
+
+    def target(
+        self, kind: str, width: int, bucket: int, doubled: bool = False, part: Part | None = None
+    ) -> Target:
         """What one of the step graphs is."""
         context = self.context_rows if kind == "draft" else 0
         return Target(
-            kind, width, bucket, self.cache, self.fused, self.head_ids, self.head_rows, context, doubled
+            kind, width, bucket, self.cache, self.fused, self.head_ids, self.head_rows, context, doubled, part
         )
 
     @property
@@ -214,9 +224,10 @@ def export_model(
     program, weights = source.program, source.weights
     graphs = []
     with progress.stage(f"{job.name}: graphs") as advance:
-        jobs = job.steps
-        for done, (kind, width, bucket) in enumerate(jobs):
-            graphs.append(step_graph(job, program, source, kind, width, bucket, folder))
+        jobs, programs = job.steps, cut(program, job.parts, job.spec.family)
+        for done, step in enumerate(jobs):
+            for part, own in zip(job.parts, programs, strict=True):
+                graphs.append(step_graph(job, own, part, source, step, folder))
             advance(done + 1, len(jobs))
         for model, graph in policy_graphs(job.name, job.spec, job.cache, turn_of(program, job)):
             ir.save(model, folder / graph.file)
@@ -261,6 +272,7 @@ def entry_of(job: Job, weights: str, graphs: list[GraphSpec], folder: Path) -> M
         job.head_rows,
         save_ids(job, folder),
         True,
+        tuple(len(part.layers) for part in job.parts),
         job.context_rows,
     )
 
@@ -304,17 +316,18 @@ def save_context_graph(job: Job, target: Source, folder: Path) -> GraphSpec:
 
 
 def step_graph(
-    job: Job, program: Program, source: Source, kind: str, width: int, bucket: int, folder: Path
+    job: Job, program: Program, part: Part, source: Source, step: tuple[str, int, int], folder: Path
 ) -> GraphSpec:
-    """Lower one step graph and save it."""
+    """Lower one part of a step (its kind, width and bucket), whose program this is, and save it."""
+    kind, width, bucket = step
     doubled = kind == "decode" and job.fused and FORMS[job.precision["linear"]].one_row_differs
-    target = job.target(kind, width, bucket, doubled)
+    target = job.target(kind, width, bucket, doubled, part)
     model = Lowering(program, job.spec, source.storage(), target).run()
     size = f"-{width}" if kind == "verify" else ""
     cache = f"-{bucket}" if len(job.cache.buckets) > 1 else ""
-    file = f"{job.name}-{kind}{size}{cache}.onnx"
+    file = f"{part_name(job.name, part.number, len(job.parts))}-{kind}{size}{cache}.onnx"
     ir.save(model, folder / file)
-    return GraphSpec(file, kind, width, bucket, *target.tensors(job.spec))
+    return GraphSpec(file, kind, width, bucket, *target.tensors(job.spec), part=part.number)
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> TokenizerEntry:

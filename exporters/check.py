@@ -68,10 +68,11 @@ def check(
     ids = lambda words: tokenizer.encode(words, add_special_tokens=False).ids  # noqa: E731
     if not self_only:
         with progress.stage("graphs"):
-            stored = [m.weights for m in bundle.manifest.models] + [v.weights for v in bundle.manifest.vision]
-            for (part, graphs), weights in zip(bundle.manifest.parts.items(), stored, strict=True):
+            stored = [(m.name, m.weights) for m in bundle.manifest.models]
+            weights = dict(stored + [(VISION, v.weights) for v in bundle.manifest.vision])
+            for part, graphs in bundle.manifest.parts.items():
                 if bundle.manifest.format == "executorch":
-                    findings += check_program(bundle, graphs, weights)
+                    findings += check_program(bundle, graphs, weights[part])
                 else:
                     known = operators | (ENCODING if part == VISION else frozenset())
                     findings += [check_graph(bundle, graph, known) for graph in graphs]

@@ -201,14 +201,16 @@ def misstated(bundle: Bundle, entry: CompiledEntry, part: str, graph: GraphSpec,
 
 
 def check_steps(entry: ModelEntry, cpu: Any, npu: Any, tokens: Sequence[int], advance: Any) -> list[Finding]:
-    """Every step graph of the largest bucket at each place, emulated and on the CPU; a finding a place.
+    """Every step of the largest bucket at each place, emulated and on the CPU, its parts in order; a finding
+    a place.
 
     Prefill, whose many rows are slow to emulate, starts from the last place only.
     """
     starts = places(entry, cpu, tokens)
     npu.reset(entry.cache.budget)
     found: list[list[Distance]] = [[] for _ in starts]
-    graphs = [g for g in entry.graphs if g.kind in STEPS and g.bucket == entry.cache.budget]
+    steps = [g for g in entry.graphs if g.kind in STEPS and g.bucket == entry.cache.budget]
+    graphs = [g for g in steps if g.part == 0]
     for done, graph in enumerate(graphs):
         for place, distances in zip(starts, found, strict=True):
             if graph.kind not in ABSORBING or place is starts[-1]:
@@ -246,7 +248,7 @@ def places(entry: ModelEntry, cpu: Any, tokens: Sequence[int]) -> list[Place]:
 
 
 def distance(cpu: Any, npu: Any, graph: GraphSpec, place: Place) -> Distance:
-    """One call of a graph from a place on both engines."""
+    """One call of a graph, and of its step's other parts, from a place on both engines."""
     rows, made = 0, []
     for engine in (cpu, npu):
         engine.restore(place.snapshot)

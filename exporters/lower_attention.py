@@ -147,11 +147,11 @@ def append_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
 
 
 def new_queries(low: Lowering) -> ir.Value:
-    """Every layer's queries of the call's rows, after RoPE and times the attention's scale: [S,L,H,d]."""
+    """The layers' queries of the call's rows, after RoPE and times the attention's scale: [S,L,H,d]."""
     b, spec = low.b, low.spec
-    nodes = [low.attends[i] for i in range(spec.layers)]
+    nodes = [low.attends[i] for i in low.part.layers]
     shape = lambda *dims: b.const(np.array(dims, np.int64))  # noqa: E731
-    whole = (low.width, spec.layers, spec.heads, spec.head_dim)
+    whole = (low.width, len(nodes), spec.heads, spec.head_dim)
     if low.target.cache.contract == "rows":
         stacked = b.op("Concat", *[low.get(n.inputs[0]) for n in nodes], axis=0)
         made = b.op("Transpose", stacked, perm=[2, 0, 1, 3])
@@ -160,7 +160,7 @@ def new_queries(low: Lowering) -> ir.Value:
     scales = np.array([n.attributes["scale"].value for n in nodes], np.float32).reshape(-1, 1, 1)
     if low.storage.spans is not None:  # a policy multiplies them with keys as they are seen
         group = spec.heads // spec.kv_heads
-        every = [low.storage.spans.of_queries(i, group) for i in range(spec.layers)]
+        every = [low.storage.spans.of_queries(i, group) for i in low.part.layers]
         scales = scales * np.stack(every)[..., None].astype(np.float32)
     if any(n.attributes["softcap"].value != spec.softcap for n in nodes):
         raise InputError(
@@ -183,10 +183,10 @@ def turned_together(low: Lowering, nodes: list[ir.Node]) -> ir.Value:
     shape = lambda *dims: b.const(np.array(dims, np.int64))  # noqa: E731
     every = spec.heads + 2 * spec.kv_heads
     joined = b.op("Concat", *packed, axis=-1)
-    joined = b.op("Reshape", joined, shape(low.width, spec.layers, every * spec.head_dim))
+    joined = b.op("Reshape", joined, shape(low.width, len(nodes), every * spec.head_dim))
     cut = b.op("Slice", joined, shape(0), shape(spec.heads * spec.head_dim), shape(2))
-    flat = b.op("Reshape", cut, shape(1, low.width, spec.layers * spec.heads * spec.head_dim))
-    return low.rotate(ropes[0], flat, num_heads=spec.layers * spec.heads)
+    flat = b.op("Reshape", cut, shape(1, low.width, len(nodes) * spec.heads * spec.head_dim))
+    return low.rotate(ropes[0], flat, num_heads=len(nodes) * spec.heads)
 
 
 def positions(low: Lowering, rows: int) -> ir.Value:

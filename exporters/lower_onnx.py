@@ -17,12 +17,23 @@ import onnx_ir as ir
 
 from edgespec.errors import InputError
 from edgespec.exporters.build import Builder
+from edgespec.exporters.cut import residual
 from edgespec.exporters.lower_attention import append_attend, new_queries, rows_attend
 from edgespec.exporters.lower_codes import HEAD, Spans, coded, coded_attend, codes_of
 from edgespec.exporters.lower_context import absolute_ids, joined, masked
 from edgespec.exporters.program import DOMAIN, Program
 from edgespec.exporters.step import TRACED_WIDTH
-from edgespec.spec import ABSORBING, CODED, CacheSpec, ModelSpec, TensorSpec, step_inputs, step_outputs
+from edgespec.parts import Part, parts_of
+from edgespec.spec import (
+    ABSORBING,
+    CODED,
+    HIDDEN,
+    CacheSpec,
+    ModelSpec,
+    TensorSpec,
+    step_inputs,
+    step_outputs,
+)
 
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
 DTYPES = {"float32": FLOAT, "int32": INT32, "int8": ir.DataType.INT8}
@@ -49,6 +60,7 @@ class Target:
     """What one graph is: kind, width, bucket, the model's cache, and whether ORT's fused operators serve.
 
     `head_ids`, `head_rows`: the tokens of a trimmed head and its rows; `context`: the rows given as input.
+    `part`: which of the model's layers, None for all.
     """
 
     kind: str
@@ -62,13 +74,14 @@ class Target:
     doubled: bool = (
         False  # a one-row call computed as two equal rows, because a kernel rounds otherwise at one
     )
+    part: Part | None = None
 
     def tensors(self, spec: ModelSpec) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """What the graph takes and gives."""
-        kind, width, cache, bucket = self.kind, self.width, self.cache, self.bucket
+        kind, width, cache, bucket, part = self.kind, self.width, self.cache, self.bucket, self.part
         return (
-            step_inputs(kind, width, spec, cache.rows(bucket), self.context, cache.dtype),
-            step_outputs(kind, width, spec, cache, bucket, self.head_rows, context=self.context),
+            step_inputs(kind, width, spec, cache.rows(bucket), self.context, cache.dtype, part),
+            step_outputs(kind, width, spec, cache, bucket, self.head_rows, context=self.context, part=part),
         )
 
 
@@ -88,6 +101,7 @@ class Lowering:
         self.flat: dict[
             ir.Value, ir.Value
         ] = {}  # a [1,S,H,d] value of the program that exists as [1,S,H·d] too
+        self.part = target.part or parts_of((spec.layers,))[0]
         self.inputs = {
             t.name: self.b.input(t.name, DTYPES[t.dtype], t.shape) for t in target.tensors(spec)[0]
         }
@@ -105,15 +119,15 @@ class Lowering:
                 if node.domain == DOMAIN or node.op_type == "Reshape"
                 else "copy",
             )(node)
-        logits = self.get(self.program.graph.outputs[0])
+        made = self.get(self.program.graph.outputs[0])
         self.b.module = "" if self.target.fused else "outputs"
-        return self.b.model(f"{self.target.kind}_{self.target.width}", self.outputs(logits))
+        return self.b.model(f"{self.target.kind}_{self.target.width}", self.outputs(made))
 
     def feed(self, value: ir.Value) -> None:
         """The program's call inputs; its parameters are met where they are used."""
-        if value.name == "tokens":
-            ids = self.inputs["tokens"]
-            self.values[value] = self.b.op("Concat", ids, ids, axis=1) if self.target.doubled else ids
+        if value.name == "tokens" or handed(value):
+            rows = self.inputs[value.name or ""]
+            self.values[value] = self.b.op("Concat", rows, rows, axis=1) if self.target.doubled else rows
         elif value.name == "positions":
             made = self.places(self.steps)
             counted = any(node.op_type != "Embed" for node in value.consumers())
@@ -236,10 +250,10 @@ class Lowering:
             made = self.norm_of_heads(kind, x, scale, epsilon)
         elif centred:
             made = self.b.op(kind, self.get(x), scale, axis=-1, epsilon=epsilon)
-        elif self.target.fused and (terms := residual(x)) is not None:
+        elif self.target.fused and (terms := self.terms(x)) is not None:
             made, *unused, total = self.b.op(
                 "SkipSimplifiedLayerNormalization",
-                *[self.get(t) for t in terms],
+                *terms,
                 scale,
                 domain="com.microsoft",
                 outputs=4,
@@ -251,6 +265,15 @@ class Lowering:
         else:
             made = self.b.op(kind, self.get(x), scale, axis=-1, epsilon=epsilon)
         self.values[node.outputs[0]] = made
+
+    def terms(self, x: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+        """The two terms of a sum, or None where x is none; of one that another part made, itself and zeros:
+        the fused kernel rounds otherwise than the norm alone.
+        """
+        if handed(x):
+            return self.get(x), self.b.const(np.zeros((1, self.width, self.spec.hidden), np.float32))
+        found = residual(x)
+        return None if found is None else (self.get(found[0]), self.get(found[1]))
 
     def norm_of_heads(self, kind: str, x: ir.Value, scale: ir.Value, epsilon: float) -> ir.Value:
         """A norm over the last axis of [1,S,H,d] or [1,H,S,d], as one of [1,S·H,d].
@@ -284,8 +307,8 @@ class Lowering:
         x = self.get(node.inputs[0])
         if self.target.kind in ABSORBING:
             x = self.b.op("Gather", x, self.inputs["row"], axis=1)
-        elif self.target.doubled:
-            x = self.b.op("Gather", x, self.b.const(np.array([0], np.int64)), axis=1)
+        else:
+            x = self.first(x)
         self.values[node.outputs[0]] = x
 
     def lower_attend(self, node: ir.Node) -> None:
@@ -298,8 +321,31 @@ class Lowering:
         out, self.new_keys[layer], self.new_values[layer] = attend(self, node, layer)
         self.values[node.outputs[0]] = out
 
-    def outputs(self, logits: ir.Value) -> dict[str, tuple[ir.Value, ir.DataType, tuple[int, ...]]]:
-        """Every output the specification names, from the logits and the layers' new rows."""
+    def outputs(self, last: ir.Value) -> dict[str, tuple[ir.Value, ir.DataType, tuple[int, ...]]]:
+        """Every output the specification names, from the logits, or a part's last sum, and the new rows."""
+        b, t = self.b, self.target
+        name = f"{HIDDEN}{self.part.number + 1}"
+        made = self.of_logits(last) if self.part.last else {name: self.first(last)}
+        if t.cache.queries:
+            made["new_queries"] = new_queries(self)
+        for label, rows in (("keys", self.new_keys), ("values", self.new_values)):
+            ordered = [rows[i] for i in self.part.layers]
+            if t.cache.contract == "rows":
+                every = b.op("Concat", *ordered, axis=0)
+                made[f"new_{label}"] = every if t.cache.dtype == "float32" else codes_of(b, every)
+            else:
+                names = (f"new_{label}_{i}" for i in self.part.layers)
+                made.update(zip(names, ordered, strict=True))
+        return {w.name: (made[w.name], DTYPES[w.dtype], w.shape) for w in t.tensors(self.spec)[1]}
+
+    def first(self, rows: ir.Value) -> ir.Value:
+        """Of a doubled call's two equal rows [1,2,hidden] one; others as they are."""
+        if not self.target.doubled:
+            return rows
+        return self.b.op("Gather", rows, self.b.const(np.array([0], np.int64)), axis=1)
+
+    def of_logits(self, logits: ir.Value) -> dict[str, ir.Value]:
+        """The logits and what follows from them."""
         b, t = self.b, self.target
         logits = masked(self, logits) if t.context else logits
         made: dict[str, ir.Value] = {"logits": logits}
@@ -320,19 +366,7 @@ class Lowering:
             made["top_ids"] = (
                 b.op("Cast", places, to=int(INT32)) if ids is None else b.op("Gather", ids, places, axis=0)
             )
-        if t.cache.queries:
-            made["new_queries"] = new_queries(self)
-        for label, rows in (("keys", self.new_keys), ("values", self.new_values)):
-            ordered = [rows[i] for i in range(self.spec.layers)]
-            if t.cache.contract == "rows":
-                every = b.op("Concat", *ordered, axis=0)
-                made[f"new_{label}"] = every if t.cache.dtype == "float32" else codes_of(b, every)
-            else:
-                made.update({f"new_{label}_{i}": value for i, value in enumerate(ordered)})
-        wanted: tuple[TensorSpec, ...] = step_outputs(
-            t.kind, t.width, self.spec, t.cache, t.bucket, t.head_rows, context=t.context
-        )
-        return {w.name: (made[w.name], DTYPES[w.dtype], w.shape) for w in wanted}
+        return made
 
 
 def module_of(node: ir.Node) -> str:
@@ -341,10 +375,6 @@ def module_of(node: ir.Node) -> str:
     return scopes[-2].removeprefix("model.") if len(scopes) > 1 else ""
 
 
-def residual(x: ir.Value) -> tuple[ir.Value, ir.Value] | None:
-    """The two terms of a sum of two activations of one shape, or None."""
-    node = x.producer()
-    if node is None or node.op_type != "Add" or any(v is None or v.producer() is None for v in node.inputs):
-        return None
-    a, c = node.inputs
-    return (a, c) if a.shape == c.shape == x.shape else None
+def handed(x: ir.Value) -> bool:
+    """Whether another part of the model made this value."""
+    return x.producer() is None and (x.name or "").startswith(HIDDEN)

@@ -17,7 +17,7 @@ from edgespec.config import EXECUTORCH_PRECISIONS, ExportConfig
 from edgespec.errors import BackendError, InputError
 from edgespec.exporters.assemble import Job
 from edgespec.exporters.calibrate import calibrate, grid_of, steps_of
-from edgespec.exporters.checkpoint import Checkpoint, open_checkpoint
+from edgespec.exporters.checkpoint import Checkpoint, layer_of, open_checkpoint
 from edgespec.exporters.draft_checkpoint import OWN, Borrowing, open_draft, vocabulary_of
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.head import by_frequency, from_file
@@ -25,7 +25,10 @@ from edgespec.exporters.self_draft import LayerView
 from edgespec.exporters.spans import spans_of
 from edgespec.exporters.step import model_spec
 from edgespec.exporters.tokenizer import encoded, first_turn
+from edgespec.exporters.weights import array_bytes
+from edgespec.parts import division, fewest
 from edgespec.policy import queries
+from edgespec.soc import LARGEST_WEIGHTS
 from edgespec.spec import CODED, CacheSpec, ModelSpec
 
 DEFAULT_FORM = {"cpu": "int8", "npu": "int4"}
@@ -48,7 +51,7 @@ def plan(config: ExportConfig) -> list[Job]:
     fused, reads_images = config.device == "cpu", target.images is not None
     refuse_pruning(config, target)
     job = Job("target", target, spec, cache, precision, config.widths, fused, reads_images=reads_images)
-    jobs = [job]
+    jobs = [in_parts(config, job, config.parts)]
     if config.draft is not None:
         jobs.append(draft_job(config, jobs[0]))
     require_room(config, jobs)
@@ -85,7 +88,45 @@ def draft_job(config: ExportConfig, target: Job) -> Job:
         }  # a trained draft is on that grid: nothing is rounded again
     job = Job("draft", checkpoint, spec, cache, precision, (), target.fused, head)
     job = replace(job, reads_images=checkpoint.adapter is not None)
-    return replace(job, context_rows=context_rows(config, job, target))
+    return in_parts(config, replace(job, context_rows=context_rows(config, job, target)))
+
+
+def in_parts(config: ExportConfig, job: Job, count: int | None = None) -> Job:
+    """The job in so many parts, or, for a SoC, in as many as its contexts need."""
+    source = job.checkpoint.source
+    if count is None and not config.soc:
+        return job
+    if count is not None and count > job.spec.layers:
+        what = f"parts {count} are more than the {job.spec.layers} layers of {source}"
+        raise InputError(what, f"use --parts {job.spec.layers} or fewer")
+    sizes = bytes_of_layers(job)
+    if count is not None:
+        return replace(job, counts=division(sizes, count))
+    if not (counts := fewest(sizes, LARGEST_WEIGHTS)):
+        raise InputError(
+            f"a layer of {source} has {max(sizes) / 2**30:.1f} GiB, more than a compiled context may hold",
+            "use --weights w4a16",
+        )
+    return replace(job, counts=counts)
+
+
+def bytes_of_layers(job: Job) -> list[int]:
+    """About the bytes of each layer's matrices as stored, the first's with the embedding, the last's with
+    the head.
+    """
+    sizes = [0] * job.spec.layers
+    for name in job.checkpoint.names():
+        shape, layer = job.checkpoint.shape(name), layer_of(name)
+        if layer is not None and len(shape) == 2:
+            sizes[layer] += bytes_in(job.form("linear", name), shape)
+    sizes[0] += bytes_in(job.precision["embedding"], (job.spec.vocab, job.spec.hidden))
+    sizes[-1] += bytes_in(job.precision["head"], (job.head_rows, job.spec.hidden))
+    return sizes
+
+
+def bytes_in(form: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a matrix [outputs,inputs] in a form."""
+    return sum(array_bytes(*array) for array in FORMS[form].parts(*shape).values())
 
 
 def ranked(own: Path | None, tokenizer_json: bytes, vocab: int) -> tuple[int, ...]:
@@ -252,14 +293,8 @@ def require_room(config: ExportConfig, jobs: list[Job]) -> None:
 
 def stored_bytes(job: Job) -> int:
     """About the bytes of a job's weights file."""
-    form = FORMS[job.precision["linear"]]
     shapes = (job.checkpoint.shape(name) for name in job.checkpoint.names())
-    sizes = (
-        sum(np.dtype(d).itemsize * int(np.prod(s)) for d, s in form.parts(*shape).values())
-        for shape in shapes
-        if len(shape) == 2
-    )
-    return sum(sizes)
+    return sum(bytes_in(job.precision["linear"], shape) for shape in shapes if len(shape) == 2)
 
 
 def memory_available() -> int | None:

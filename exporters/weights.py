@@ -58,8 +58,7 @@ class Weights:
     def place(self, name: str, dtype: str, shape: tuple[int, ...]) -> ir.ExternalTensor:
         """Reserve aligned room for one array."""
         start = -(-self.size // ALIGNMENT) * ALIGNMENT
-        kind = ir.DataType[dtype.upper()] if dtype == "int4" else ir.DataType.from_numpy(np.dtype(dtype))
-        length = -(-int(np.prod(shape, dtype=np.int64)) * kind.bitwidth // 8)
+        kind, length = kind_of(dtype), array_bytes(dtype, shape)
         self.size = start + length
         return ir.ExternalTensor(
             self.name,
@@ -92,6 +91,16 @@ class Weights:
                     file.seek(tensor.offset or 0)
                     file.write(array.tobytes() if array.ndim == 0 else array.data)
                 tick(key)
+
+
+def kind_of(dtype: str) -> ir.DataType:
+    """ONNX's name of an element type; numpy has no int4."""
+    return ir.DataType[dtype.upper()] if dtype == "int4" else ir.DataType.from_numpy(np.dtype(dtype))
+
+
+def array_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes that an array takes as stored."""
+    return -(-int(np.prod(shape, dtype=np.int64)) * kind_of(dtype).bitwidth // 8)
 
 
 def bytes_read(model: ir.Model) -> int:

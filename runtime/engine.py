@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ import numpy as np
 import onnxruntime as ort
 
 from edgespec.errors import BackendError, InputError
+from edgespec.runtime.binding import NUMPY, Bound, bound_to
 from edgespec.runtime.program import Program
 from edgespec.spec import ABSORBING, GraphSpec, ModelEntry, VisionEntry
 
-NUMPY = {"float32": np.float32, "int32": np.int32, "int8": np.int8}
+GIVEN = ("logits", "argmax", "entropy", "top_probabilities", "top_ids", "new_queries")
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,12 @@ class Engine:
         self.folder, self.entry, self.threads = folder, entry, threads
         self.opener = opener or self._open
         self.spec, self.cache = entry.spec, entry.cache
-        self.graphs = {(g.kind, g.width, g.bucket): g for g in entry.graphs}
+        self.steps: dict[tuple[str, int, int], list[GraphSpec]] = {}  # the graphs of each, in order of part
+        for graph in sorted(entry.graphs, key=lambda g: g.part):
+            self.steps.setdefault((graph.kind, graph.width, graph.bucket), []).append(graph)
         self.sessions: dict[tuple[str, str], Any] = {}  # by file and method
         self.programs: dict[str, Program] = {}
-        self.bound: dict[tuple[str, str], tuple[Callable[[], None], dict[str, np.ndarray]]] = {}
+        self.bound: dict[tuple[str, int, int], Bound] = {}
         self.pending: dict[str, np.ndarray] = {}
         self.caches: dict[str, list[np.ndarray]] = {}
         heads, layers = (self.spec.heads, self.spec.head_dim), self.spec.layers
@@ -161,21 +163,16 @@ class Engine:
                 "shorten the text, or truncate the conversation",
             )
         self._fit(self.count + rows)
-        graph = self.graphs[kind, width, self.bucket]
-        run, arrays = self._binding(graph)
+        bound = self._binding((kind, width, self.bucket))
+        arrays = bound.given
         arrays["tokens"][0, :rows], arrays["tokens"][0, rows:] = tokens, 0
         arrays["position"][0], arrays["count"][0] = self._place, self.count
         if kind in ABSORBING:
             arrays["row"][0] = rows - 1
         if kind == "embeds":
             arrays["features"][0, :rows] = 0 if features is None else features
-        run()
-        self.pending = arrays
-        made = {
-            name: arrays[name]
-            for name in ("logits", "argmax", "entropy", "top_probabilities", "top_ids", "new_queries")
-            if name in arrays
-        }
+        self.pending = bound.run()
+        made = {name: self.pending[name] for name in GIVEN if name in self.pending}
         filled = int((self.context["context_ids"] >= 0).sum())
         return made | {"logits": made["logits"][..., : self.entry.head_rows + filled]}
 
@@ -336,7 +333,7 @@ class Engine:
     def _run_policy(self, kind: str, layer: int) -> dict[str, np.ndarray]:
         """What a commit or observe graph gives of a layer, by name."""
         bucket = self.cache.buckets[-1] if kind == "commit" else self.bucket
-        graph = self.graphs[kind, self.cache.block, bucket]
+        (graph,) = self.steps[kind, self.cache.block, bucket]
         given = self._layer(layer)
         read = ("keep", "new_carried", *(["kept_keys"] if self.cache.positions == "compact" else []))
         wanted = [t.name for t in graph.outputs if t.name in read]
@@ -361,26 +358,12 @@ class Engine:
                 new[0, :, : self.count] = old[0, :, : self.count]
         self.caches, self.bucket, self.bound = fresh, bucket, {}
 
-    def _binding(self, graph: GraphSpec) -> tuple[Callable[[], None], dict[str, np.ndarray]]:
-        """What runs a graph on fixed arrays, and these; under `append` each buffer is input and output."""
-        key = graph.file, graph.method
-        if key in self.bound:
-            return self.bound[key]
-        caches = {
-            f"{part}_{i}": buffer for part, buffers in self.caches.items() for i, buffer in enumerate(buffers)
-        }
-        arrays: dict[str, np.ndarray] = {}
-        caches |= self.context
-        for tensor in graph.inputs:
-            own = caches.get(tensor.name)
-            arrays[tensor.name] = np.zeros(tensor.shape, NUMPY[tensor.dtype]) if own is None else own
-        for tensor in graph.outputs:
-            own = caches.get(tensor.name.removeprefix("new_"))
-            arrays[tensor.name] = np.zeros(tensor.shape, NUMPY[tensor.dtype]) if own is None else own
-        session = self._session(graph)
-        run = partial(session.run_into, arrays) if graph.method else bound_run(session, graph, arrays)
-        self.bound[key] = run, arrays
-        return run, arrays
+    def _binding(self, step: tuple[str, int, int]) -> Bound:
+        """A step's graphs on fixed arrays; under `append` each buffer is input and output."""
+        if step not in self.bound:
+            caches = {f"{part}_{i}": b for part in self.caches for i, b in enumerate(self.caches[part])}
+            self.bound[step] = bound_to(self.context | caches, self.steps[step], self._session)
+        return self.bound[step]
 
     def _session(self, graph: GraphSpec, weights: str = "") -> Any:
         """What runs a graph, opened once: an InferenceSession, or a Method of a program over these weights
@@ -415,15 +398,3 @@ class Engine:
             raise BackendError(
                 f"ONNX Runtime cannot open {path.name}: {first}", "run edgespec check on the bundle"
             ) from error
-
-
-def bound_run(
-    session: ort.InferenceSession, graph: GraphSpec, arrays: dict[str, np.ndarray]
-) -> Callable[[], None]:
-    """What runs a session on the arrays' own memory."""
-    binding = session.io_binding()
-    for tensors, bind in ((graph.inputs, binding.bind_input), (graph.outputs, binding.bind_output)):
-        for name in (tensor.name for tensor in tensors):
-            array = arrays[name]
-            bind(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
-    return partial(session.run_with_iobinding, binding)

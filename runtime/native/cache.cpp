@@ -66,23 +66,21 @@ void Cache::relay(int64_t from, int64_t to) {
     forget(to, to);
 }
 
-void Cache::append(int rows, int width, const void* new_keys, const void* new_values, const float* new_queries) {
+void Cache::append(Layers layers, int rows, int width, const void* new_keys, const void* new_values, const float* new_queries) {
     if (new_keys) {
         for (int values = 0; values < 2; ++values)
-            for (int layer = 0; layer < model_.layers; ++layer)
+            for (int layer = 0; layer < layers.count; ++layer)
                 for (int head = 0; head < model_.kv_heads; ++head) {
                     const char* from = static_cast<const char*>(values ? new_values : new_keys) + (int64_t(layer) * model_.kv_heads + head) * width * row_;
-                    std::memcpy(buffer(values, layer) + (head * this->rows() + count_) * row_, from, size_t(rows * row_));
+                    std::memcpy(buffer(values, layers.first + layer) + (head * this->rows() + count_) * row_, from, size_t(rows * row_));
                 }
     }
     const int64_t row = int64_t(model_.heads) * model_.head_dim;
     for (int r = 0; new_queries && r < rows; ++r) {
         const int left = (model_.slots() - count_ - r - 1) % model_.block, at = model_.queries - 1 - left;  // left: rows of the block after it
-        for (int layer = 0; at >= 0 && layer < model_.layers; ++layer)
-            std::memcpy(queries(layer) + at * row, new_queries + (int64_t(r) * model_.layers + layer) * row, size_t(row) * sizeof(float));
+        for (int layer = 0; at >= 0 && layer < layers.count; ++layer)
+            std::memcpy(queries(layers.first + layer) + at * row, new_queries + (int64_t(r) * layers.count + layer) * row, size_t(row) * sizeof(float));
     }
-    count_ += rows;
-    position_ += rows;
 }
 
 void Cache::keep(int layer, const int32_t* keep) {

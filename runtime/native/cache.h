@@ -32,9 +32,14 @@ class Cache {
     void clear();
     // Re-lay for the smallest bucket whose slots hold this many rows; true where the layout changed.
     bool fit(int rows);
-    // Count `rows` rows of the last call as filled; under `rows` copy them from [L,KV,width,d] of their type. Where the policy reads
-    // queries, take those of the block's last rows from [width,L,H,d].
-    void append(int rows, int width, const void* new_keys, const void* new_values, const float* new_queries);
+    // A run of layers, as many as a part of the model has.
+    struct Layers {
+        int first, count;
+    };
+    // Take the first `rows` rows of the last call for some layers L: under `rows` from [L,KV,width,d] of their type; where the policy
+    // reads queries, those of the block's last rows from [width,L,H,d]. Then `grow` counts them, once for all layers.
+    void append(Layers layers, int rows, int width, const void* new_keys, const void* new_values, const float* new_queries);
+    void grow(int rows) { count_ += rows, position_ += rows; }
     // Forget the newest rows: those that a draft model absorbed and the target refused.
     void roll_back(int rows);
     // Keep the rows `keep` [KV,N] (ascending) of one layer; null keeps the newest N. Then `committed` once for all layers.

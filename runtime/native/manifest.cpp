@@ -15,7 +15,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int SCHEMA = 7;
+constexpr int SCHEMA = 8;
 constexpr int64_t LARGEST_MANIFEST = 64 << 20, MOST = int64_t{1} << 31;
 const char* const AGAIN = "export the bundle again";
 
@@ -91,6 +91,7 @@ GraphSpec graph(const Json& data, const std::string& where) {
     out.method = field<std::string>(data, "method", where);
     out.width = number(data, "width", where, 1);
     out.bucket = number(data, "bucket", where);
+    out.part = number(data, "part", where);
     for (const Json& t : array(data, "inputs", where)) out.inputs.push_back(tensor(t, where + ".inputs"));
     for (const Json& t : array(data, "outputs", where)) out.outputs.push_back(tensor(t, where + ".outputs"));
     return out;
@@ -111,17 +112,34 @@ void check_context(const ModelEntry& m, const GraphSpec& g, const std::string& w
     const int64_t rows = m.context_rows;
     const bool takes = named(g.inputs, "context") || named(g.inputs, "context_ids");
     bool right = !takes;
-    if (g.kind == "draft" && rows) right = sized(g.inputs, "context", Type::float32, rows * m.hidden) && sized(g.inputs, "context_ids", Type::int32, rows);
+    if (g.kind == "draft" && rows && g.part == int(m.parts.size()) - 1) right = sized(g.inputs, "context", Type::float32, rows * m.hidden) && sized(g.inputs, "context_ids", Type::int32, rows);
     if (g.kind == "context")
         right = rows && g.inputs.size() == 1 && g.outputs.size() == 1 && sized(g.inputs, "tokens", Type::int32, g.width) &&
                 sized(g.outputs, "rows", Type::float32, int64_t(g.width) * m.hidden);
     if (!right) throw Error(where + ": its context rows make no sense", AGAIN);
 }
 
+// The first part takes tokens, the last gives logits, and what one hands on is what the next takes.
+void check_part(const ModelEntry& m, const GraphSpec& g, const std::string& where) {
+    const int parts = int(m.parts.size());
+    if (g.part >= (g.step() ? parts : 1)) throw Error(where + " is of a part that the model has not", AGAIN);
+    if (!g.step()) return;
+    const auto hidden = [](int part) { return "hidden_" + std::to_string(part); };
+    const bool last = g.part == parts - 1;
+    const int64_t handed = int64_t(g.width) * m.hidden;
+    if ((g.part == 0 ? !named(g.inputs, "tokens") : !sized(g.inputs, hidden(g.part), Type::float32, handed)) ||
+        (last ? !named(g.outputs, "logits") || !named(g.outputs, "argmax") : !sized(g.outputs, hidden(g.part + 1), Type::float32, handed)))
+        throw Error(where + ": what its parts hand on makes no sense", AGAIN);
+    const auto like = [&](const GraphSpec& o) { return o.kind == g.kind && o.width == g.width && o.bucket == g.bucket; };
+    if (std::count_if(m.graphs.begin(), m.graphs.end(), like) != parts) throw Error(where + " has not all of its parts", AGAIN);
+}
+
 // The tensors of a graph are those that the runtime will bind, in the sizes that it will give them.
 void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& where) {
     check_context(m, g, where);
+    check_part(m, g, where);
     const bool step = g.step();
+    const int64_t layers = m.parts[size_t(g.part)];
     if (step && std::find(m.buckets.begin(), m.buckets.end(), g.bucket) == m.buckets.end()) throw Error(where + " is of no bucket of the cache", AGAIN);
     const int64_t rows = m.contract == "append" ? 0 : g.bucket + m.block;
     int caches = 0;
@@ -131,23 +149,24 @@ void check_graph(const ModelEntry& m, const GraphSpec& g, const std::string& whe
         const bool right = !cache || (t.shape.size() == 4 && t.shape[1] == m.kv_heads && t.shape[3] == m.head_dim &&
                                       (rows ? t.shape[2] == rows : t.shape[2] >= g.bucket + m.block));
         const bool scalar = t.name == "position" || t.name == "count" || t.name == "row";
-        const int64_t elements = t.name == "tokens" ? g.width : t.name == "features" ? int64_t(g.width) * m.hidden : t.name == "queries" ? m.query_floats() : t.name == "carried" ? m.carried_floats() : 1;
+        const bool row = t.name == "features" || t.name.rfind("hidden_", 0) == 0;
+        const int64_t elements = t.name == "tokens" ? g.width : row ? int64_t(g.width) * m.hidden : t.name == "queries" ? m.query_floats() : t.name == "carried" ? m.carried_floats() : 1;
         const bool typed = cache ? t.type == m.cached : t.type != Type::int8;
         if (!right || !typed || ((scalar || elements != 1) && t.elements() != elements))
             throw Error(where + ": input " + t.name + " has the wrong shape or type", AGAIN);
         caches += cache;
     }
-    if ((g.kind == "embeds") != (named(g.inputs, "features") != nullptr)) throw Error(where + ": its features make no sense", AGAIN);
-    if (step && caches != 2 * m.layers) throw Error(where + " does not take the model's caches", AGAIN);
+    if ((g.kind == "embeds" && g.part == 0) != (named(g.inputs, "features") != nullptr)) throw Error(where + ": its features make no sense", AGAIN);
+    if (step && caches != 2 * layers) throw Error(where + " does not take the model's caches", AGAIN);
     for (const TensorSpec& t : g.outputs) {
         const int64_t n = g.last_only() ? 1 : g.width;
         const bool right = t.name == "logits"                                ? t.elements() == n * m.columns(g.kind)
                            : t.name == "argmax" || t.name == "entropy"       ? t.elements() == n
                            : t.name == "keep"                                ? t.elements() == int64_t(m.kv_heads) * m.budget
                            : t.name == "kept_keys"                           ? t.elements() == int64_t(m.kv_heads) * m.budget * m.head_dim
-                           : t.name == "new_queries"                         ? t.elements() == int64_t(g.width) * m.layers * m.heads * m.head_dim
+                           : t.name == "new_queries"                         ? t.elements() == int64_t(g.width) * layers * m.heads * m.head_dim
                            : t.name == "new_carried"                         ? t.elements() == m.carried_floats()
-                           : t.name == "new_keys" || t.name == "new_values"  ? t.elements() == int64_t(m.layers) * m.kv_heads * g.width * m.head_dim
+                           : t.name == "new_keys" || t.name == "new_values"  ? t.elements() == layers * m.kv_heads * g.width * m.head_dim
                                                                              : true;
         const bool rows = t.name.rfind("new_keys", 0) == 0 || t.name.rfind("new_values", 0) == 0;
         const bool typed = rows ? t.type == m.cached : t.type != Type::int8;
@@ -201,7 +220,11 @@ ModelEntry model(const Json& data, const std::string& folder, const Json& files,
         throw Error(where + ": its cache makes no sense", AGAIN);
     // So that no product of sizes overflows.
     if (m.layers > 1 << 10 || m.hidden > 1 << 20 || m.heads > 1 << 12 || m.head_dim > 1 << 14 || m.slots() > 1 << 24) throw Error(where + " is absurdly large", AGAIN);
+    m.parts = numbers(data, "parts", where);
+    if (m.parts.empty() || m.parts.size() > size_t(m.layers) || std::count(m.parts.begin(), m.parts.end(), 0) || m.first_layer(int(m.parts.size())) != m.layers)
+        throw Error(where + ": its parts do not share out its layers", AGAIN);
     for (const Json& g : array(data, "graphs", where)) m.graphs.push_back(graph(g, where + ".graphs"));
+    std::stable_sort(m.graphs.begin(), m.graphs.end(), [](const GraphSpec& a, const GraphSpec& b) { return a.part < b.part; });
     for (const GraphSpec& g : m.graphs) m.carries = m.carries || g.kind == "observe";
     if (m.heads % m.kv_heads || m.queries > m.block || (m.carries && m.budget % m.block)) throw Error(where + ": its cache makes no sense", AGAIN);
     for (const GraphSpec& g : m.graphs) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -26,6 +27,7 @@ struct GraphSpec {
     int width = 0, bucket = 0;
     std::vector<TensorSpec> inputs, outputs;
     std::string method = {};  // its name in an ExecuTorch program, else empty
+    int part = 0;             // of the model, which the step's other graphs have the rest of
 
     bool policy() const { return kind == "commit" || kind == "observe"; }  // of one layer
     bool step() const { return !policy() && kind != "context"; }
@@ -36,8 +38,9 @@ struct ModelEntry {
     std::string name, weights, contract, policy, head_ids_file;
     int layers = 0, hidden = 0, heads = 0, kv_heads = 0, head_dim = 0, vocab = 0, positions = 0, head_rows = 0, context_rows = 0;
     int budget = 0, block = 0, queries = 0;  // queries: the last rows of a block whose queries the policy reads
+    std::vector<int> parts;                       // layers of each
     std::vector<int> windows, buckets, head_ids;  // head_ids: the token of every head row, empty where row i is token i
-    std::vector<GraphSpec> graphs;
+    std::vector<GraphSpec> graphs;  // a step's in order of part
     int64_t bytes_weights = 0;
     Type cached = Type::float32;  // a cache's rows: int8 codes have their scales in the graphs
     bool widths_agree = false, compact = false, carries = false;  // compact: a key turns to its place; carries: a score goes on with its row
@@ -45,6 +48,7 @@ struct ModelEntry {
     // Logits of a row: the head's own, then those of context rows.
     int64_t columns(const std::string& kind) const { return head_rows + (kind == "draft" ? context_rows : 0); }
     int slots() const { return budget + block; }
+    int first_layer(int part) const { return std::accumulate(parts.begin(), parts.begin() + part, 0); }
     int64_t query_floats() const { return int64_t(queries) * heads * head_dim; }  // of one layer
     int64_t carried_floats() const { return int64_t(heads) * slots(); }           // of one layer, where it carries
     int64_t bytes_read() const { return bytes_weights + int64_t(context_rows) * hidden * 4; }  // by a call

@@ -19,19 +19,36 @@ bool is_context(const std::string& name) { return name == "context" || name == "
 // Of a policy's graph, what is no part of a session's cache.
 bool is_own(const std::string& name, bool compact) { return name == "keep" || name == "new_carried" || name == "count" || (compact && name == "kept_keys"); }
 
+// What a part gives of its own layers.
+bool is_layered(const std::string& name) { return name == "new_keys" || name == "new_values" || name == "new_queries"; }
+
 }  // namespace
+
+void* Model::Opened::find(const std::string& name) const {
+    for (const Part& part : parts)
+        if (const auto found = part.at.find(name); found != part.at.end()) return found->second;
+    return nullptr;
+}
+
+void* Model::Opened::found(const std::string& name) const {
+    void* at = find(name);
+    if (!at) throw Error(spec().file + " lacks " + name, "export the bundle again");
+    return at;
+}
 
 Model::Model(const ModelEntry& e, Backend& backend) : entry(e) {
     for (const GraphSpec& g : entry.graphs) {
         Opened& o = graphs_[{g.kind, g.step() ? g.width : 0, g.bucket}];
-        o.spec = &g;
-        o.graph = backend.open(entry, g);
+        Part part{&g, backend.open(entry, g), {}};
         for (const auto* tensors : {&g.inputs, &g.outputs})
-            for (const TensorSpec& t : *tensors)
-                if (g.policy() ? is_own(t.name, entry.compact) : !is_cache(t.name) && !is_context(t.name)) {
-                    o.own.emplace_back(size_t(t.bytes()));
-                    o.at[t.name] = o.own.back().data();
-                }
+            for (const TensorSpec& t : *tensors) {
+                if (g.policy() ? !is_own(t.name, entry.compact) : is_cache(t.name) || is_context(t.name)) continue;
+                void* shared = is_layered(t.name) ? nullptr : o.find(t.name);
+                if (shared && o.bytes.at(t.name) != t.bytes()) throw Error(g.file + " takes a " + t.name + " of another size", "export the bundle again");
+                part.at[t.name] = shared ? shared : o.own.emplace_back(size_t(t.bytes())).data();
+                o.bytes[t.name] = t.bytes();
+            }
+        o.parts.push_back(std::move(part));
     }
 }
 
@@ -45,7 +62,7 @@ int State::place() const { return model_.entry.compact ? cache.count() : cache.p
 
 int State::room() const { return std::min(cache.free(), model_.entry.positions - place()); }
 
-Call& State::bound(Model::Opened& o, int layer) {
+Call& State::bound(Model::Part& o, int layer) {
     auto& call = calls_[{&o, layer}];
     if (call) return *call;
     const auto buffer = [&](const TensorSpec& t) -> Buffer {
@@ -68,26 +85,27 @@ Call& State::bound(Model::Opened& o, int layer) {
     return *call;
 }
 
-// Run a graph with its buffers as they are, and say so.
+// Run the graphs with their buffers as they are, and say so.
 void State::run(Model::Opened& o, int rows) {
-    Call& call = bound(o);
+    std::vector<Call*> calls;
+    for (Model::Part& part : o.parts) calls.push_back(&bound(part));
     const auto start = std::chrono::steady_clock::now();
-    call.run();
+    for (Call* call : calls) call->run();
     if (!trace) return;
     const std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - start;
-    trace->push_back({model_.entry.name.c_str(), o.spec->kind.c_str(), o.spec->width, rows, took.count()});
+    trace->push_back({model_.entry.name.c_str(), o.spec().kind.c_str(), o.spec().width, rows, took.count()});
 }
 
 void State::follow(const std::vector<int>& text) {
     if (!model_.entry.context_rows) return;
     context.follow(text);
     Model::Opened& o = model_.opened("context", 0, model_.entry.budget);
-    auto* tokens = static_cast<int32_t*>(o.at.at("tokens"));
-    for (std::vector<int> slots; !(slots = context.stale(o.spec->width)).empty();) {
-        std::fill_n(tokens, o.spec->width, 0);
+    auto* tokens = o.at<int32_t>("tokens");
+    for (std::vector<int> slots; !(slots = context.stale(o.spec().width)).empty();) {
+        std::fill_n(tokens, o.spec().width, 0);
         for (size_t i = 0; i < slots.size(); ++i) tokens[i] = context.tokens()[size_t(slots[i])];
         run(o, int(slots.size()));
-        const auto* rows = static_cast<const float*>(o.at.at("rows"));
+        const auto* rows = o.at<const float>("rows");
         for (size_t i = 0; i < slots.size(); ++i) context.fill(slots[i], rows + int64_t(i) * model_.entry.hidden);
     }
 }
@@ -97,14 +115,14 @@ Result State::call(const std::string& kind, int width, const int* tokens, int ro
         throw Error("a call of " + std::to_string(rows) + " rows with room for " + std::to_string(room()), "this is a bug of the runtime; please report it");
     cache.fit(cache.count() + rows);
     Model::Opened& o = model_.opened(kind, width, cache.bucket());
-    auto* ids = static_cast<int32_t*>(o.at.at("tokens"));
+    auto* ids = o.at<int32_t>("tokens");
     std::fill(std::copy(tokens, tokens + rows, ids), ids + width, 0);
-    *static_cast<int32_t*>(o.at.at("position")) = place();
-    *static_cast<int32_t*>(o.at.at("count")) = cache.count();
-    if (o.spec->last_only()) *static_cast<int32_t*>(o.at.at("row")) = rows - 1;
+    *o.at<int32_t>("position") = place();
+    *o.at<int32_t>("count") = cache.count();
+    if (o.spec().last_only()) *o.at<int32_t>("row") = rows - 1;
     if (kind == "embeds") {
         const int64_t hidden = model_.entry.hidden;
-        auto* own = static_cast<float*>(o.at.at("features"));
+        auto* own = o.at<float>("features");
         for (int i = 0; i < rows; ++i)
             if (tokens[i] < 0) std::copy_n(features + (-1 - int64_t(tokens[i])) * hidden, hidden, own + i * hidden);
     }
@@ -112,24 +130,30 @@ Result State::call(const std::string& kind, int width, const int* tokens, int ro
     last_ = &o;
     Result r;
     r.columns = model_.entry.columns(kind);
-    r.logits = static_cast<float*>(o.at.at("logits"));
-    r.argmax = static_cast<int32_t*>(o.at.at("argmax"));
-    if (const auto queries = o.at.find("new_queries"); queries != o.at.end()) r.queries = static_cast<float*>(queries->second);
+    r.logits = o.at<float>("logits");
+    r.argmax = o.at<int32_t>("argmax");
+    for (const Model::Part& part : o.parts)
+        if (const auto queries = part.at.find("new_queries"); queries != part.at.end())
+            r.queries.push_back({static_cast<float*>(queries->second), int64_t(model_.entry.parts[size_t(part.spec->part)]) * model_.entry.heads * model_.entry.head_dim});
     if (kind == "draft") {
-        r.entropy = static_cast<float*>(o.at.at("entropy"));
-        r.top = static_cast<float*>(o.at.at("top_probabilities"));
-        for (const TensorSpec& t : o.spec->outputs)
+        r.entropy = o.at<float>("entropy");
+        r.top = o.at<float>("top_probabilities");
+        for (const TensorSpec& t : o.parts.back().spec->outputs)
             if (t.name == "top_probabilities") r.top_k = int(t.shape.back());
     }
     return r;
 }
 
 void State::accept(int rows) {
-    const auto part = [&](const char* name) {
-        const auto found = last_->at.find(name);
-        return found == last_->at.end() ? nullptr : found->second;
-    };
-    cache.append(rows, last_->spec->width, part("new_keys"), part("new_values"), static_cast<const float*>(part("new_queries")));
+    for (const Model::Part& part : last_->parts) {
+        const auto given = [&](const char* name) {
+            const auto found = part.at.find(name);
+            return found == part.at.end() ? nullptr : found->second;
+        };
+        const Cache::Layers layers{model_.entry.first_layer(part.spec->part), model_.entry.parts[size_t(part.spec->part)]};
+        cache.append(layers, rows, part.spec->width, given("new_keys"), given("new_values"), static_cast<const float*>(given("new_queries")));
+    }
+    cache.grow(rows);
 }
 
 void State::cut(int tokens) {
@@ -143,10 +167,9 @@ void State::cut(int tokens) {
 // One layer through a policy's graph; what it carries goes on.
 Model::Opened& State::run_policy(const std::string& kind, int bucket, int layer) {
     Model::Opened& o = model_.opened(kind, 0, bucket);
-    if (const auto count = o.at.find("count"); count != o.at.end()) *static_cast<int32_t*>(count->second) = cache.count();
-    bound(o, layer).run();
-    if (const auto carried = o.at.find("new_carried"); carried != o.at.end())
-        std::copy_n(static_cast<const float*>(carried->second), model_.entry.carried_floats(), cache.carried(layer));
+    if (o.find("count")) *o.at<int32_t>("count") = cache.count();
+    bound(o.parts.front(), layer).run();
+    if (o.find("new_carried")) std::copy_n(o.at<const float>("new_carried"), model_.entry.carried_floats(), cache.carried(layer));
     return o;
 }
 
@@ -162,8 +185,8 @@ void State::commit_if_full() {
             continue;
         }
         const Model::Opened* o = newest ? nullptr : &run_policy("commit", m.budget, layer);
-        cache.keep(layer, o ? static_cast<const int32_t*>(o->at.at("keep")) : nullptr);
-        if (o && m.compact) cache.replace_keys(layer, static_cast<const float*>(o->at.at("kept_keys")));
+        cache.keep(layer, o ? o->at<const int32_t>("keep") : nullptr);
+        if (o && m.compact) cache.replace_keys(layer, o->at<const float>("kept_keys"));
     }
     observe ? cache.observed() : cache.committed();
     if (trace) {

@@ -25,11 +25,22 @@ class Model {
   public:
     Model(const ModelEntry& entry, Backend& backend);
 
-    struct Opened {
+    struct Part {
         const GraphSpec* spec;
         std::unique_ptr<Graph> graph;
-        std::vector<std::vector<char>> own;  // buffers of the tensors that are no cache
-        std::map<std::string, void*> at;     // by name
+        std::map<std::string, void*> at;  // buffers of the tensors that are no cache, by name
+    };
+    // The graphs of a step, in order of part, or one graph of another kind. A name means one buffer in all parts, but for what each
+    // gives of its own layers.
+    struct Opened {
+        std::vector<Part> parts;
+        std::vector<std::vector<char>> own;
+        std::map<std::string, int64_t> bytes;
+
+        const GraphSpec& spec() const { return *parts.front().spec; }
+        void* find(const std::string& name) const;  // null where no part has it
+        void* found(const std::string& name) const;
+        template <typename T> T* at(const std::string& name) const { return static_cast<T*>(found(name)); }
     };
     Opened& opened(const std::string& kind, int width, int bucket);
 
@@ -45,7 +56,7 @@ struct Result {
     int64_t columns = 0;             // the head's rows, and in a draft call the context's
     const int32_t* argmax = nullptr; // token ids
     const float* entropy = nullptr;  // nats, a draft's
-    const float* queries = nullptr;  // [width,L,H,d], where the policy reads them
+    std::vector<std::pair<const float*, int64_t>> queries;  // [width,L,H,d] of each part, and floats a row, where the policy reads them
     const float* top = nullptr;      // probabilities [rows,k], a draft's
     int top_k = 0;
 };
@@ -78,13 +89,13 @@ class State {
     std::vector<CallRecord>* trace = nullptr;
 
   private:
-    Call& bound(Model::Opened& opened, int layer = -1);
+    Call& bound(Model::Part& part, int layer = -1);
     void run(Model::Opened& opened, int rows);
     Model::Opened& run_policy(const std::string& kind, int bucket, int layer);
 
     Model& model_;
     Model::Opened* last_ = nullptr;
-    std::map<std::pair<const Model::Opened*, int>, std::unique_ptr<Call>> calls_;
+    std::map<std::pair<const Model::Part*, int>, std::unique_ptr<Call>> calls_;
 };
 
 }  // namespace edgespec

@@ -29,8 +29,10 @@ Run absorb(Model& model, const GraphSpec& graph, const std::vector<int>& tokens)
             const float* from = r.logits + int64_t(last_only ? 0 : i) * m.head_rows;
             out.logits[size_t(done + i)].assign(from, from + m.head_rows);
         }
-        const char* queries = reinterpret_cast<const char*>(r.queries);
-        if (queries) out.rows.insert(out.rows.end(), queries, queries + int64_t(rows) * m.layers * m.heads * m.head_dim * int64_t(sizeof(float)));
+        for (const auto& [queries, floats] : r.queries) {
+            const char* from = reinterpret_cast<const char*>(queries);
+            out.rows.insert(out.rows.end(), from, from + rows * floats * int64_t(sizeof(float)));
+        }
         state.accept(rows);
         state.commit_if_full();
         done += rows;
@@ -55,7 +57,7 @@ std::string width_difference(Model& model) {
     for (int& token : tokens) token = std::min(int(random.uniform() * m.vocab), m.vocab - 1);
     std::vector<const GraphSpec*> graphs;
     for (const GraphSpec& g : m.graphs)
-        if (g.step()) graphs.push_back(&g);
+        if (g.step() && g.part == 0) graphs.push_back(&g);
     std::sort(graphs.begin(), graphs.end(), [](auto* a, auto* b) { return std::make_pair(a->bucket, a->width) < std::make_pair(b->bucket, b->width); });
     Run first;
     for (const GraphSpec* g : graphs) {

@@ -21,7 +21,7 @@ def test_a_report_survives_its_file(tmp_path: Path) -> None:
     write(whole, path)
     assert read(path) == whole
     data = json.loads(path.read_text())
-    assert data["schema"] == "edgespec.report/3"
+    assert data["schema"] == "edgespec.report/4"
     assert len(data["samples"]) == 4 * 2 * 2
     # A line for each sample and each trace: a changed one is one line of a diff.
     assert sum(line.startswith('  {"prompt"') for line in path.read_text().splitlines()) == 16 + 4
@@ -54,11 +54,11 @@ BAD: list[tuple[str, Callable[[Path], Any], str]] = [
     ("folder", lambda path: path.mkdir(), "report {x} cannot be read: Is a directory"),
     ("empty", lambda path: path.write_text(""), "report {x} is no JSON: Expecting value: line 1 column 1"),
     ("bytes", lambda path: path.write_bytes(b"\xff{"), "report {x} is no JSON: 'utf-8' codec can't decode"),
-    ("list", lambda path: path.write_text("[]"), "report {x} is of schema None, not 'edgespec.report/3'"),
+    ("list", lambda path: path.write_text("[]"), "report {x} is of schema None, not 'edgespec.report/4'"),
     (
         "schema",
-        changed(lambda d: d.update(schema="edgespec.report/4")),
-        "report {x} is of schema 'edgespec.report/4', not 'edgespec.report/3'",
+        changed(lambda d: d.update(schema="edgespec.report/5")),
+        "report {x} is of schema 'edgespec.report/5', not 'edgespec.report/4'",
     ),
     ("nan", nan, "report {x} is no JSON: NaN is no number"),
     (

@@ -320,7 +320,7 @@ SENSE = [
     ((*TARGET, "graphs", 0, "bucket"), 12, "bucket: 12 is none of the cache's"),
     ((*TARGET, "graphs", 0, "width"), 0, "width: is 0, not 1 to the widest 4"),
     ((*TARGET, "graphs", 1, "width"), 2, "width: is 2, which no decode graph has"),
-    ((*TARGET, "graphs", 0, "inputs"), [], "inputs: are 0, not 8"),
+    ((*TARGET, "graphs", 0, "inputs"), [], "inputs: are 0, and it has 2 layers"),
     (
         (*TARGET, "graphs", 0, "inputs", 0, "dtype"),
         "int64",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,9 @@ pytest.importorskip("torch")
 import torch
 
 from edgespec.bundle import SCHEMA, Bundle
+from edgespec.count import count
 from edgespec.exporters.spans import spans_of
+from edgespec.report import to_table
 from edgespec.shape import precision, shape_of
 from edgespec.spec import CacheSpec, FileEntry, Manifest, TokenizerEntry
 from edgespec.work import ModelWork, of_bundle, of_shape
@@ -88,3 +92,24 @@ def test_caches_and_commits_are_counted_alike(both: tuple[ModelWork, ModelWork])
     one, other = (model.policy_call("commit", BUDGET, 2) for model in both)
     assert other.bytes_kv == pytest.approx(one.bytes_kv, rel=0.02)
     assert one.dispatches == other.dispatches == 2
+
+
+def test_a_call_of_a_model_in_parts_is_the_sum_of_its_graphs(source: Any, tmp_path: Path) -> None:
+    cache = CacheSpec("rows", BUDGET, BLOCK, "keydiff", 1, 2, (BUDGET,), BLOCK)
+    found, tables = [], []
+    for counts in ((2,), (1, 1)):
+        folder = tmp_path / str(len(counts))
+        entry = export_tiny(source, cache, folder, (4,), counts=counts).entry
+        files = {p.name: FileEntry("", p.stat().st_size) for p in folder.iterdir()}
+        bundle = Bundle(folder, Manifest(SCHEMA, "npu", (entry,), TokenizerEntry("", "", ()), files))
+        found.append(of_bundle(bundle)["target"])
+        tables.append(to_table(count(bundle)))
+    whole, parts = found
+    assert whole.policy == parts.policy and set(whole.steps) == set(parts.steps)
+    for (kind, width, bucket), step in whole.steps.items():
+        other = parts.steps[kind, width, bucket]
+        angles = 4 * width * 2 * SIZES["head_dim"]  # each part looks the rows' angles up
+        assert other.bytes_weights - step.bytes_weights in range(angles + 2000)
+        assert replace(other, bytes_weights=step.bytes_weights, dispatches=1) == step
+        assert parts.call(kind, width, bucket, 9, 2).dispatches == 2
+    assert " part " not in tables[0] and " part " in tables[1]

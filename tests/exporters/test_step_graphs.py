@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+from edgespec.exporters.checkpoint import open_checkpoint
 from edgespec.runtime.engine import Engine
 from edgespec.spec import CacheSpec
 from tests.helpers import tiny
@@ -43,6 +44,23 @@ def graph(engine: Engine, kind: str) -> onnx.ModelProto:
 def test_logits_are_those_of_transformers(exported: tuple[str, Engine]) -> None:
     family, engine = exported
     absorbed_as_wanted(engine, own_logits(tiny.model(family), TOKENS).numpy(), TOKENS, CALLS, CLOSE)
+
+
+def test_a_model_in_parts_gives_the_same_bits(exported: tuple[str, Engine], tmp_path: Path) -> None:
+    _, whole = exported
+    source = open_checkpoint(str(whole.folder.parent / "source"))
+    parts = tiny.export_tiny(source, whole.cache, tmp_path, (4,), counts=(1, 1))
+    assert parts.entry.parts == (1, 1)
+    for engine in (whole, parts):
+        engine.reset()
+    for kind, rows in (("prefill", 9), ("verify", 4), ("decode", 1)):
+        given = TOKENS[whole.count : whole.count + rows]
+        ours, theirs = (engine.call(kind, given)["logits"] for engine in (parts, whole))
+        assert np.array_equal(ours, theirs)
+        for engine in (whole, parts):
+            engine.accept(rows)
+    for ours, theirs in zip(parts.caches.values(), whole.caches.values(), strict=True):
+        assert all(np.array_equal(a[:, :, :14], b[:, :, :14]) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_an_npu_graph_holds_no_constant_bool(exported: tuple[str, Engine]) -> None:

@@ -54,7 +54,9 @@ def model_entry(name: str, contract: str = "append") -> ModelEntry:
     graphs.append(commit_graph(spec, cache, cache.budget, name))
     precision = {"linear": "int4", "head": "int4", "embedding": "int8"}
     weights = f"{name}.weights"
-    return ModelEntry(name, "somewhere", spec, cache, precision, weights, tuple(graphs), 100, "", True)
+    return ModelEntry(
+        name, "somewhere", spec, cache, precision, weights, tuple(graphs), 100, "", True, (spec.layers,)
+    )
 
 
 def manifest(device: str = "cpu") -> Manifest:

@@ -40,7 +40,7 @@ def step(width: int, bytes_weights: int, ops: int) -> dict[str, int]:
     figures = {name: 0 for name in get_type_hints(Step)}
     return figures | {
         "bytes_weights": bytes_weights, "numbers_activations": 50 * width, "ops_weights": ops, "width": width,
-        "rows": 23,
+        "rows": 23, "dispatches": 1,
     }  # fmt: skip
 
 

@@ -160,7 +160,7 @@ inline ModelEntry fake_model(const std::string& name, const std::string& contrac
     ModelEntry m;
     m.name = name, m.contract = contract, m.policy = policy, m.budget = budget, m.block = block;
     m.queries = policy == "h2o" ? block : policy == "snapkv" ? std::min(3, block) : 0, m.carries = policy == "h2o";
-    m.layers = m.hidden = m.heads = m.kv_heads = m.head_dim = 1, m.vocab = m.head_rows = 12, m.positions = 400, m.windows = {0}, m.widths_agree = true, m.bytes_weights = 10;
+    m.layers = m.hidden = m.heads = m.kv_heads = m.head_dim = 1, m.vocab = m.head_rows = 12, m.positions = 400, m.windows = {0}, m.parts = {1}, m.widths_agree = true, m.bytes_weights = 10;
     m.buckets = buckets.empty() ? std::vector<int>{budget} : buckets;
     if (name == "draft") m.head_ids = {0, 1, 2, 3, 5, 6, 7, 8, 9, 11}, m.head_rows = 10, m.bytes_weights = 1;
     if (context) m.head_ids = {0, 2, 5, 6, 9}, m.head_rows = 5, m.context_rows = context;

@@ -46,7 +46,7 @@ static void tables() {
 }
 
 static std::string manifest(const std::string& files, const std::string& models) {
-    return R"({"schema":7,"device":"cpu","format":"onnx","tokenizer":{"stop_ids":[2]},"vision":[],"files":{)" + files + R"(},"models":[)" + models + "]}";
+    return R"({"schema":8,"device":"cpu","format":"onnx","tokenizer":{"stop_ids":[2]},"vision":[],"files":{)" + files + R"(},"models":[)" + models + "]}";
 }
 
 static void manifests() {
@@ -55,7 +55,7 @@ static void manifests() {
         return error_of([] { read_manifest(folder); });
     };
     CHECK(refused("") == "manifest.json is no JSON object" && refused("[1") != "" && refused("{}") != "");
-    CHECK(refused(R"({"schema":99})") == "the bundle has schema 99, this runtime reads 7");
+    CHECK(refused(R"({"schema":99})") == "the bundle has schema 99, this runtime reads 8");
     CHECK(refused(R"({"schema":1e99})") != "" && refused(R"({"schema":-1})") != "" && refused(R"({"schema":18446744073709551615})") != "");
     CHECK(refused(manifest(R"("../x":{"bytes":1})", "")) == "manifest.files names an unsafe path");
     CHECK(refused(manifest(R"("/etc/passwd":{"bytes":1})", "")) == "manifest.files names an unsafe path");
@@ -72,7 +72,7 @@ static void manifests() {
     CHECK(parse_json(nested(60)).is_array() && parse_json(nested(70)).is_discarded());
     for (const std::string& deep : {std::string(100000, '['), nested(1000000)}) {  // ends in an error, not in the stack
         CHECK(refused(deep) == "manifest.json is no JSON object");
-        CHECK(refused(R"({"schema":7,"device":"cpu","format":"onnx","files":)" + deep + "}") == "manifest.json is no JSON object");
+        CHECK(refused(R"({"schema":8,"device":"cpu","format":"onnx","files":)" + deep + "}") == "manifest.json is no JSON object");
     }
 }
 
