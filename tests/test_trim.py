@@ -112,7 +112,7 @@ def test_what_is_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["--prompts", str(file), "--size", "many"], "size 'many' is no number of rows"),
         (
             ["--prompts", str(file), "--weights-of", "1,2"],
-            "weights_of 1,2 are not a number above 0 for each of 1",
+            "weights_of 1,2 are not a number for each of 1 corpora, one above 0",
         ),
         (["--prompts", str(file), "--html", str(tmp_path / "no" / "p.html")], "can be no file"),
         (["--samples", str(tmp_path / "none")], "holds no samples"),
