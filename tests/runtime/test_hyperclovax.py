@@ -90,8 +90,8 @@ def follower(path: Path, template: str, after: dict[str, str]) -> Path:
         model.model.embed_tokens.weight.copy_(table)
         model.model.norm.weight.fill_(1.0)
         model.lm_head.weight.copy_(table)
+        model.lm_head.weight[[ids[token] for token in after]] = 0
         for token, following in after.items():
-            model.lm_head.weight[ids[token]] = 0
             model.lm_head.weight[ids[following]] = table[ids[token]]
     write_directory(path, model)
     (path / "tokenizer.json").write_text(json.dumps(content))
