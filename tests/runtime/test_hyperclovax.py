@@ -27,9 +27,10 @@ PROMPTS = (
 )
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|endofturn|>", "<|stop|>")
 BLOCK = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>"
-CHATML = f"{{% for m in messages %}}{BLOCK}\n{{% endfor %}}<|im_start|>assistant\n"
+ANSWER = "<|im_start|>assistant{{ '\\n' }}"  # Jinja takes a bare last line's end away
+CHATML = f"{{% for m in messages %}}{BLOCK}\n{{% endfor %}}{ANSWER}"
 ENDED = "{% if m.role == 'assistant' %}<|endofturn|>{% endif %}"
-TURNS = f"{{% for m in messages %}}{BLOCK}{ENDED}\n{{% endfor %}}<|im_start|>assistant\n"
+TURNS = f"{{% for m in messages %}}{BLOCK}{ENDED}\n{{% endfor %}}{ANSWER}"
 
 
 def say(runtime: Runtime, ids: list[int], **how: Any) -> list[int]:
@@ -90,9 +91,9 @@ def follower(path: Path, template: str, after: dict[str, str]) -> Path:
         model.model.embed_tokens.weight.copy_(table)
         model.model.norm.weight.fill_(1.0)
         model.lm_head.weight.copy_(table)
-        model.lm_head.weight[[ids[token] for token in after]] = 0
+        model.lm_head.weight[[ids[token] for token in {*after, *after.values()}]] = 0
         for token, following in after.items():
-            model.lm_head.weight[ids[following]] = table[ids[token]]
+            model.lm_head.weight[ids[following]] += table[ids[token]]
     write_directory(path, model)
     (path / "tokenizer.json").write_text(json.dumps(content))
     (path / "chat_template.jinja").write_text(template)
