@@ -33,6 +33,7 @@ from edgespec.config_evaluation import EvalConfig
 from edgespec.console import Terminated, load, print_json, verified, written
 from edgespec.errors import InputError
 from edgespec.files import written_whole
+from edgespec.flags import RANDOM
 from edgespec.progress import Progress
 
 
@@ -48,6 +49,8 @@ def export(config: ExportConfig, as_json: bool, progress: Progress) -> int:
         print_json("export", {"bundle": str(bundle.path), "files": len(bundle.manifest.files)})
     else:
         print(bundle.path)
+    if config.target.startswith(RANDOM):
+        progress.note("its weights are random: it shows speed and size, and its text means nothing")
     progress.note(f"next: edgespec inspect {bundle.path}")
     return 0
 

@@ -62,7 +62,11 @@ def either(words: tuple[str, ...]) -> str:
 class ExportConfig:
     """`edgespec export`: what to export, how large its caches are, and in which form its weights are kept."""
 
-    target: str = flag("Hugging Face folder, .gguf file, or the word demo", positional=True)
+    target: str = flag(
+        "Hugging Face folder, .gguf file, or the word demo; random:FOLDER: random weights in the shape of "
+        "its config.json",
+        positional=True,
+    )
     output: str = flag("folder of the bundle to make", short="-o")
     draft: str | None = flag(
         "draft model: demo (the shipped one), a folder, a .gguf file, or layers (two of the target's own)",

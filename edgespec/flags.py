@@ -151,9 +151,12 @@ def one_of(name: str, value: str, words: tuple[str, ...]) -> None:
         raise InputError(f"unknown {name} {value!r}", f"use one of: {', '.join(words)}")
 
 
+RANDOM = "random:"  # before a folder: its config.json, with random weights
+
+
 def check_model(name: str, value: str | None, words: tuple[str, ...] = ("demo",)) -> None:
-    """InputError where a model is none of the words and no path that exists."""
-    if value is not None and value not in words and not os.path.exists(value):
+    """InputError where a model is none of the words and no path that exists, `random:` before it or not."""
+    if value is not None and value not in words and not os.path.exists(value.removeprefix(RANDOM)):
         named = f"the word {' or '.join(words)}"
         raise InputError(f"{name} {value!r} does not exist", f"give a model folder, a .gguf file, or {named}")
 

@@ -19,6 +19,7 @@ from edgespec.errors import InputError
 
 # A record's text is its first field of these; of a list, `turns` in MT-Bench and Spec-Bench, the first entry.
 FIELDS = ("turns", "instruction", "prompt", "question", "text", "Q")
+ANSWERS = ("output", "response", "answer", "A")
 HINT = f"give .jsonl, .json, .csv or .txt; a record's prompt is its field {', '.join(FIELDS)}"
 
 
@@ -35,8 +36,10 @@ def digest(text: str) -> str:
     return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()[:16]
 
 
-def read(path: str | Path) -> list[Prompt]:
-    """The prompts of a file, in its order; InputError for a file that holds none or cannot be read."""
+def read(path: str | Path, answers: bool = False) -> list[Prompt]:
+    """The prompts of a file, in its order, with their `answers` below if wanted; InputError for a file that
+    holds none or cannot be read.
+    """
     path = Path(path)
     try:
         raw = path.read_bytes()
@@ -50,7 +53,8 @@ def read(path: str | Path) -> list[Prompt]:
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     name = path.name.split(".")[0]
     try:
-        found = [Prompt(t, str(r.get("category", name))) for r in records(text, kind) if (t := text_of(r))]
+        pairs = ((text_of(r, answers), r) for r in records(text, kind))
+        found = [Prompt(t, str(r.get("category", name))) for t, r in pairs if t]
     except (ValueError, KeyError) as error:
         raise InputError(f"prompts {path}: {error}", HINT) from None
     if not found:
@@ -85,11 +89,13 @@ def parsed(number: int, line: str) -> Any:
         raise ValueError(f"line {number} is no JSON: {error}") from None
 
 
-def text_of(record: dict[str, Any]) -> str:
-    """A record's prompt with its `input`, where it has one, below; empty where it has none."""
+def text_of(record: dict[str, Any], answers: bool = False) -> str:
+    """A record's prompt with its `input`, where it has one, below, then its answer if wanted; empty where it
+    has none.
+    """
     value = next((record[name] for name in FIELDS if record.get(name)), "")
     value = value[0] if isinstance(value, list) and value else value
     if not isinstance(value, str):
         raise ValueError(f"a prompt is {type(value).__name__}, not text")
-    more = record.get("input", "")
-    return "\n\n".join(part.strip() for part in (value, more) if isinstance(part, str) and part.strip())
+    parts = [value, record.get("input", ""), *((record.get(name) for name in ANSWERS) if answers else ())]
+    return "\n\n".join(part.strip() for part in parts if isinstance(part, str) and part.strip())

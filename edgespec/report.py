@@ -38,7 +38,7 @@ def to_table(cost: BundleCost) -> str:
     for m in cost.models:
         precision = ", ".join(f"{part} {form}" for part, form in m.precision.items())
         columns = (m.bytes_weights, m.bytes_context, m.bytes_kv, m.bytes_policy, m.bytes_graphs)
-        models.append((m.model, precision, *(_mib(size) for size in columns)))
+        models.append((m.model, m.source, precision, *(_mib(size) for size in columns)))
     parts = ("weights", "context rows", "caches", "for the policy", "graph files")
     compiled = [(c.soc, c.model, _mib(c.bytes_context), c.compiler) for c in cost.compiled]
     heads_compiled = ("compiled for", "model", "context", "by")
@@ -47,7 +47,7 @@ def to_table(cost: BundleCost) -> str:
             f"{cost.bundle} for {cost.device}{', ExecuTorch' if cost.format == 'executorch' else ''}\n",
             grid(("model", "graph", *heads), graphs, left=(0, 1)),
             "",
-            grid(("model", "precision", *parts), models, left=(0, 1)),
+            grid(("model", "from", "precision", *parts), models, left=(0, 1, 2)),
             "",
             *([grid(heads_compiled, compiled, left=(0, 1, 3)), ""] if compiled else []),
             f"on disk {_mib(cost.bytes_disk)}, in the device's memory {_mib(cost.bytes_memory)}",

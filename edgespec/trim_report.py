@@ -21,12 +21,21 @@ def cells(row: TrimRow) -> list[str]:
     ]  # fmt: skip
 
 
+def apart(result: TrimResult) -> list[list[str]]:
+    """A line for the chosen head on each corpus, and for the whole head."""
+    return [
+        [f"{name} x {result.corpora[name]:g}", *cells(row)]
+        for name, rows in result.apart().items()
+        for row in rows
+    ]
+
+
 def notes(result: TrimResult) -> list[str]:
     """What the table is about, and what was chosen."""
     corpora = ", ".join(f"{name} x {weight:g}" for name, weight in result.corpora.items())
+    what = "texts" if result.texts else f"answers of {result.target} to"
     lines = [
-        f"answers of {result.target} to {corpora}: {result.tokens_counted:,} tokens counted, "
-        f"{result.tokens_held_out:,} held out",
+        f"{what} {corpora}: {result.tokens_counted:,} tokens counted, {result.tokens_held_out:,} held out",
         f"acceptance by {result.measured_with}; {result.always_kept:,} tokens are always kept",
     ]
     for with_context, words in CURVES:
@@ -43,7 +52,8 @@ def notes(result: TrimResult) -> list[str]:
 def to_table(result: TrimResult) -> str:
     """The result as text."""
     rows = (cells(row) for row in sorted(result.rows, key=lambda r: (r.context_rows, r.size)))
-    return printed([grid(HEAD, rows)], 120) + "\n".join(["", *notes(result)]) + "\n"
+    tables = [grid(HEAD, rows), "", grid(("corpus", *HEAD), apart(result), left=(0,))]
+    return printed(tables, 120) + "\n".join(["", *notes(result)]) + "\n"
 
 
 def write_html(result: TrimResult, path: Path) -> None:
@@ -54,6 +64,7 @@ def write_html(result: TrimResult, path: Path) -> None:
         "trim.html",
         head=HEAD,
         rows=rows,
+        corpora=apart(result),
         notes=notes(result),
         drawings=drawings,
         width=WIDTH,

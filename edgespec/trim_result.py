@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -27,7 +27,9 @@ class TrimRow:
 
 @dataclass(frozen=True)
 class TrimResult:
-    """Every size tried, with and without context rows, and the one chosen.
+    """Every size tried, with and without context rows, and the one chosen; `by_corpus` the same sizes on each
+    corpus alone. A corpus of weight 0 was judged and not counted. `texts`: they were counted as they stand,
+    else the target's answers were.
 
     `measured_with`: the draft whose proposals were counted, or what stands for them.
     """
@@ -41,6 +43,8 @@ class TrimResult:
     size: int
     chosen: str
     rows: tuple[TrimRow, ...]
+    by_corpus: dict[str, tuple[TrimRow, ...]] = field(default_factory=dict)
+    texts: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Every field as JSON data."""
@@ -49,6 +53,15 @@ class TrimResult:
     def curve(self, with_context: bool) -> list[TrimRow]:
         """The rows with or without context rows, by size."""
         return sorted((r for r in self.rows if (r.context_rows > 0) == with_context), key=lambda r: r.size)
+
+    def apart(self) -> dict[str, list[TrimRow]]:
+        """Of each corpus, the head of the chosen size without and with context rows, and the whole head."""
+        largest = max(r.size for r in self.rows)
+        wanted = {(self.size, False), (self.size, True), (largest, False)}
+        return {
+            name: [r for r in rows if (r.size, r.context_rows > 0) in wanted]
+            for name, rows in self.by_corpus.items()
+        }
 
 
 def best(rows: list[TrimRow]) -> TrimRow:

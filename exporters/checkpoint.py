@@ -1,4 +1,5 @@
-"""Opens a checkpoint: a Hugging Face directory, a .gguf file or the word `demo`, read one tensor at a time.
+"""Opens a checkpoint: a Hugging Face directory, a .gguf file or the word `demo`, read one tensor at a time;
+or, after `random:`, a directory's configuration with random weights.
 
 Knows where weights come from and nothing of graphs. What it returns has been checked: every parameter that
 the configuration asks for is there in its shape, and the tokenizer loads.
@@ -24,15 +25,18 @@ from edgespec.errors import InputError
 from edgespec.exporters.gguf_file import read_gguf
 from edgespec.exporters.gguf_weights import GgufWeights, Grid, gguf_config
 from edgespec.exporters.hf_directory import AGAIN, CONVERT, PICKLES, DirectoryWeights, directory_config
+from edgespec.exporters.random_weights import RandomWeights, byte_tokenizer
 from edgespec.exporters.step import refuse_foreign
 from edgespec.exporters.tokenizer import (
     Tokenizer,
     directory_tokenizer,
     gguf_tokenizer,
     optional_json,
+    token_ids,
     vocabularies_differ,
 )
 from edgespec.exporters.vision_language import FAMILIES, Adapter, ImageSide, decoder_of, named
+from edgespec.flags import RANDOM
 
 __all__ = ["Checkpoint", "Grid", "Tokenizer", "layer_of", "open_checkpoint", "vocabularies_differ"]
 
@@ -123,11 +127,13 @@ class Checkpoint:
 
 
 def open_checkpoint(word: str) -> Checkpoint:
-    """The checkpoint a user named: `demo`, a directory or a .gguf file; else InputError."""
-    path = demo_file() if word == DEMO else Path(word)
+    """The checkpoint a user named: `demo`, a directory or a .gguf file, or `random:` and a directory; else
+    InputError.
+    """
+    path = demo_file() if word == DEMO else Path(word.removeprefix(RANDOM))
     source = DEMO if word == DEMO else path.absolute().name
     try:
-        return _open(source, path)
+        return _random(f"{RANDOM}{source}", path) if word.startswith(RANDOM) else _open(source, path)
     except OSError as error:
         raise InputError(
             f"{source} cannot be read: {error.strerror} ({Path(error.filename or path).name})",
@@ -162,6 +168,17 @@ def _open(source: str, path: Path) -> Checkpoint:
     return Checkpoint(source, config, tokenizer, weights, images)
 
 
+def _random(source: str, path: Path) -> Checkpoint:
+    """A decoder of this configuration with random weights, and a tokenizer of bytes where there is none."""
+    config = directory_config(path)
+    refuse_foreign(config)
+    eos = optional_json(path / "config.json").get("eos_token_id")
+    own = (path / "tokenizer.json").is_file()
+    tokenizer = directory_tokenizer(path, eos) if own else byte_tokenizer(tuple(sorted(token_ids(eos))))
+    _, shapes = parameters_of(source, config)
+    return Checkpoint(source, config, tokenizer, RandomWeights(shapes, path / "config.json"))
+
+
 def demo_file() -> Path:
     """The demo model's GGUF file, found without importing the package that carries it."""
     try:
@@ -189,20 +206,12 @@ def require_parameters(source: str, config: PretrainedConfig, weights: Weights) 
         raise InputError(
             f"{source} says it has {layers:,} layers, but holds {len(weights.names())} tensors", AGAIN
         )
-    try:
-        with torch.device("meta"), no_init_weights():
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
-            model.tie_weights()
-    except Exception as error:  # whatever a model class raises about its configuration
-        raise InputError(
-            f"{source}: its configuration builds no model ({error})", "download config.json again"
-        ) from None
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    kind, wanted = parameters_of(source, config)
     absent = [name for name in wanted if name not in weights.names()]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         raise InputError(
-            f"{source} lacks {absent[0]}{more}, which {type(model).__name__} needs",
+            f"{source} lacks {absent[0]}{more}, which {kind} needs",
             "use a checkpoint that holds the whole model under its Transformers names",
         )
     for name, shape in wanted.items():
@@ -211,3 +220,16 @@ def require_parameters(source: str, config: PretrainedConfig, weights: Weights) 
                 f"{source} holds {name} as {list(weights.shape(name))}, its configuration as {list(shape)}",
                 "the configuration and the weights are of different models: download both again",
             )
+
+
+def parameters_of(source: str, config: PretrainedConfig) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """The class of a configuration's model and its parameters' shapes, a tied one's once; without any."""
+    try:
+        with torch.device("meta"), no_init_weights():
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+            model.tie_weights()
+    except Exception as error:  # whatever a model class raises about its configuration
+        raise InputError(
+            f"{source}: its configuration builds no model ({error})", "download config.json again"
+        ) from None
+    return type(model).__name__, {name: tuple(p.shape) for name, p in model.named_parameters()}

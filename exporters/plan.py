@@ -21,6 +21,7 @@ from edgespec.exporters.checkpoint import Checkpoint, layer_of, open_checkpoint
 from edgespec.exporters.draft_checkpoint import OWN, Borrowing, open_draft, vocabulary_of
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.head import by_frequency, from_file
+from edgespec.exporters.random_weights import RandomWeights
 from edgespec.exporters.self_draft import LayerView
 from edgespec.exporters.spans import spans_of
 from edgespec.exporters.step import model_spec
@@ -186,10 +187,12 @@ def calibrated(config: ExportConfig, job: Job, advance: Callable[[int, int], Non
     A target's first and last layer stay wide: measured on SmolLM2 off its grid, that takes
     perplexity from 3.7 to 2.8 % above fp32. A draft of two layers would have nothing left in int4.
     """
-    windows = calibration_windows(config, job, CALIBRATION_WINDOWS)
     ends = "w8a16" if job.precision["linear"] == "w4a16" else WIDE[config.device]
     wide = {"ends": ends} if job.name == "target" and job.spec.layers > 2 else {}
     job = replace(job, precision=job.precision | wide)
+    if isinstance(job.checkpoint.weights, RandomWeights):  # any grid is as good
+        return job
+    windows = calibration_windows(config, job, CALIBRATION_WINDOWS)
     form = job.precision["linear"]
     rounded = lambda name: job.form("linear", name) == form  # noqa: E731
     return replace(job, grids=calibrate(job.checkpoint, windows, rounded, advance, RULES[form]))

@@ -35,6 +35,9 @@ END_OF_TURN = (
     "</s>",
     "<eos>",
 )
+# HyperCLOVA X's turn is blocks (reasoning, a tool's call, the answer) that each end with <|im_end|>; then
+# <|endofturn|> ends the turn, or <|stop|> where a tool is to answer, which a template need not write.
+BLOCK_END, BLOCKS_END = "<|im_end|>", ("<|endofturn|>", "<|stop|>")
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
@@ -154,8 +157,8 @@ def directory_tokenizer(directory: Path, config_eos: int | list[int] | None) -> 
     generation = optional_json(directory / "generation_config.json")
     template = _directory_template(directory, settings)
     named = _token_text(settings.get("eos_token"))
-    eos = [*_ids(generation.get("eos_token_id")), *_ids(config_eos)]
-    eos += _ids(tokenizer.token_to_id(named) if named else None)
+    eos = [*token_ids(generation.get("eos_token_id")), *token_ids(config_eos)]
+    eos += token_ids(tokenizer.token_to_id(named) if named else None)
     bos = _added_bos(tokenizer)
     if settings.get("add_bos_token") is True:
         bos = tokenizer.token_to_id(_token_text(settings.get("bos_token")) or "")
@@ -179,7 +182,10 @@ def gguf_tokenizer(fields: dict[str, Any], file: str) -> Tokenizer:
         raise InputError(f"{file} has a damaged tokenizer ({error})", USE_DIRECTORY) from None
     template = fields.get("tokenizer.chat_template")
     template = template if isinstance(template, str) else ""
-    eos = [*_ids(fields.get("tokenizer.ggml.eos_token_id")), *_ids(fields.get("tokenizer.ggml.eot_token_id"))]
+    eos = [
+        *token_ids(fields.get("tokenizer.ggml.eos_token_id")),
+        *token_ids(fields.get("tokenizer.ggml.eot_token_id")),
+    ]
     content = tokenizer.to_str().encode()
     return Tokenizer(content, template, _stop_ids(tokenizer, template, eos), _added_bos(tokenizer))
 
@@ -235,8 +241,10 @@ PRE_TOKENIZERS = {
 
 def _stop_ids(tokenizer: tokenizers.Tokenizer, template: str, eos: list[int]) -> tuple[int, ...]:
     special = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
-    turns = [special[t] for t in END_OF_TURN if t in special and t in template]
-    return tuple(sorted({*eos, *turns}))
+    turns = {t for t in END_OF_TURN if t in special and t in template}
+    if BLOCKS_END[0] in turns:
+        turns = (turns - {BLOCK_END}) | {t for t in BLOCKS_END if t in special}
+    return tuple(sorted({*eos, *(special[t] for t in turns)}))
 
 
 def _added_bos(tokenizer: tokenizers.Tokenizer) -> int | None:
@@ -283,7 +291,7 @@ def optional_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _ids(value: Any) -> list[int]:
+def token_ids(value: Any) -> list[int]:
     """Token ids from an id, a list of ids or nothing."""
     values = value if isinstance(value, list) else [value]
     return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]

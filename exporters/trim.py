@@ -173,33 +173,39 @@ def verify_calls(acceptance: np.ndarray, drafts: int) -> np.ndarray:
     return made
 
 
-def curve(
-    held_out: Sequence[Corpus],
+def judged(
+    held_out: Corpus,
     order: np.ndarray,
     sizes: Sequence[int],
     ways: Sequence[int],
-    costs: Callable[[int, int], float],
     logits: Logits | None,
     advance: Callable[[int], None],
-) -> list[TrimRow]:
+) -> np.ndarray:
     """What heads of these sizes give on held-out answers, with each number of context rows in turn (`ways`).
 
-    Without `logits` coverage stands for acceptance.
+    A token's mean, [2 + MOST_DRAFTS, ways, sizes]: coverage, acceptance, and verify calls with 1, 2, ...
+    drafts a round. Without `logits` coverage stands for acceptance.
     """
     rank = np.argsort(order)
-    share = sum(c.weight for c in held_out)
-    coverage, acceptance = np.zeros((2, len(ways), len(sizes)))
-    calls = np.zeros((MOST_DRAFTS, len(ways), len(sizes)))  # verify calls a token
-    for corpus in held_out:
-        for s in corpus.samples:
-            inside = covered(s, rank, sizes, ways)
-            chance = inside if logits is None else accepted(s, order, sizes, ways, logits(s))
-            part = corpus.weight / share / corpus.tokens
-            coverage += part * inside.sum(-1)
-            acceptance += part * chance.sum(-1)
-            calls += part * np.stack([verify_calls(chance, d) for d in range(1, MOST_DRAFTS + 1)])
-            advance(1)
+    total = np.zeros((2 + MOST_DRAFTS, len(ways), len(sizes)))
+    for s in held_out.samples:
+        inside = covered(s, rank, sizes, ways)
+        chance = inside if logits is None else accepted(s, order, sizes, ways, logits(s))
+        calls = [verify_calls(chance, drafts) for drafts in range(1, MOST_DRAFTS + 1)]
+        total += np.stack([inside.sum(-1), chance.sum(-1), *calls])
+        advance(1)
+    return total / held_out.tokens
+
+
+def curve(
+    figures: np.ndarray, sizes: Sequence[int], ways: Sequence[int], costs: Callable[[int, int], float]
+) -> list[TrimRow]:
+    """A row for every size and number of context rows, with as many drafts a round as give the largest MBSU.
+
+    `figures` are those of `judged`, or a mean of several corpora's.
+    """
     made = []
+    coverage, acceptance, calls = figures[0], figures[1], figures[2:]
     for (way, rows), (i, size) in itertools.product(enumerate(ways), enumerate(sizes)):
         c, gained = costs(size, rows), 1 / calls[:, way, i]
         options = [

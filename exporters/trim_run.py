@@ -1,4 +1,4 @@
-"""`edgespec trim`, step by step: the target answers, its tokens are counted, sizes are judged."""
+"""`edgespec trim`, step by step: the target answers or texts are read, tokens counted, sizes judged."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from edgespec.exporters.forms import FORMS
 from edgespec.exporters.head import always_kept
 from edgespec.exporters.plan import EMBEDDING, HEAD
 from edgespec.exporters.samples import Sample, Settings, generate, read
-from edgespec.exporters.tokenizer import asked
-from edgespec.exporters.trim import Corpus, Logits, chosen, curve, ranked, scores, sizes_of
+from edgespec.exporters.tokenizer import Tokenizer, asked
+from edgespec.exporters.trim import Corpus, Logits, chosen, curve, judged, ranked, scores, sizes_of
 from edgespec.prompts import read as read_prompts
 from edgespec.trim_result import TrimResult, best
 from edgespec.vocabulary import Vocabulary
@@ -49,19 +49,26 @@ def trim(config: TrimConfig, render: Render, progress: Any) -> tuple[TrimResult,
     total = sum(len(c.samples) for c in held_out)
     with progress.stage("sizes") as advance:
         done = iter(range(1, total + 1))
-        rows = curve(held_out, order, sizes, ways, costs, logits, lambda _: advance(next(done), total))
+        figures = [
+            judged(c, order, sizes, ways, logits, lambda _: advance(next(done), total)) for c in held_out
+        ]
+    whole = np.average(figures, axis=0, weights=[c.weight for c in corpora])
+    rows = curve(whole, sizes, ways, costs)
+    apart = {c.name: tuple(curve(f, sizes, ways, costs)) for c, f in zip(corpora, figures, strict=True)}
     most = best([r for r in rows if r.context_rows == context_rows])
     size = config.rows or most.size
     result = TrimResult(
         target.source,
         f"the proposals of {draft.source}" if draft else "coverage: a draft that is right wherever it can be",
         {c.name: c.weight for c in corpora},
-        sum(c.tokens for c in counted),
+        sum(c.tokens for c in counted if c.weight),
         sum(c.tokens for c in held_out),
         len(kept),
         size,
         "given" if config.rows else "the largest MBSU",
         tuple(rows),
+        apart,
+        bool(config.texts),
     )
     return result, made(target, result, chosen(order, score, size))
 
@@ -83,7 +90,12 @@ def made(target: Checkpoint, result: TrimResult, ids: tuple[int, ...]) -> Vocabu
 def answered(config: TrimConfig, target: Checkpoint, render: Render, progress: Any) -> list[Corpus]:
     """The target's answers to every file of prompts; those in the folder already are not written again."""
     folder = Path(config.samples or f"{config.output}.samples")
-    weights = config.weights_of or (1,) * max(1, len(config.prompts))
+    weights = config.weights_of or (1,) * config.corpora
+    if config.texts:
+        found = [as_read(target.tokenizer, Path(name), config.limit) for name in config.texts]
+        return [
+            Corpus(Path(name).name, w, s) for name, w, s in zip(config.texts, weights, found, strict=True)
+        ]
     if not config.prompts:
         return [Corpus(folder.name, weights[0], checked(folder, target))]
     files = [
@@ -98,6 +110,17 @@ def answered(config: TrimConfig, target: Checkpoint, render: Render, progress: A
             generate(model, prompts, target.tokenizer.stop_ids, place, Settings(), advance)
         corpora.append(Corpus(path.name, weight, checked(place, target)))
     return corpora
+
+
+def as_read(tokenizer: Tokenizer, path: Path, limit: int) -> tuple[Sample, ...]:
+    """A file's texts, each written from its second token on, of which no model has seen anything."""
+    found = []
+    for text in spread(read_prompts(path, answers=True), limit):
+        ids = np.array(tokenizer.encoder.encode(text.text, add_special_tokens=False).ids, np.int32)
+        if len(ids) > 1:
+            unseen = np.zeros((len(ids) - 1, 0), np.int32), np.zeros((len(ids) - 1, 0), np.float16)
+            found.append(Sample(ids, 1, *unseen, 0.0, text.category))
+    return tuple(found)
 
 
 def checked(folder: Path, target: Checkpoint) -> tuple[Sample, ...]:

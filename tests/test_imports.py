@@ -99,6 +99,7 @@ TABLE = {
     "curves": {"errors", "rendering"},
     "commands_latency": {"errors", "config_latency", "console", "progress", "spec"} | {"flags"},
     "commands": {
+        "flags",
         "errors",
         "config",
         "config_evaluation",

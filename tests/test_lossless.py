@@ -49,17 +49,17 @@ CACHES |= {  # what a policy stores beside rows: queries of the block, a score c
     "compact": (16, 8, "keydiff", 2, 3, (16,)),  # of compact positions
     "compact h2o": (16, 8, "h2o", 1, 2, (16,)),
 }
-CLOSE += [("llama", "compact")]
+CLOSE += [("llama", "compact"), ("hyperclovax", "keydiff")]
 BITWISE = [("llama", "int8", name) for name in CACHES]
 BITWISE += [("llama", "int4", "keydiff"), ("llama", "fp32", "keydiff"), ("llama", "fp16", "keydiff")]
 BITWISE += [("gemma3", "int8", "keydiff"), ("gemma2", "int4", "buckets"), ("qwen3", "int8", "small block")]
-BITWISE += [("gemma2", "int8", "h2o buckets")]
+BITWISE += [("gemma2", "int8", "h2o buckets"), ("hyperclovax", "int8", "keydiff")]
 
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
     folder = tmp_path_factory.mktemp("sources")
-    names = ("llama", "gemma2", "gemma3", "qwen3")
+    names = ("llama", "gemma2", "gemma3", "qwen3", "hyperclovax")
     return {name: tiny.checkpoint(folder / name, tiny.model(name)) for name in names}
 
 

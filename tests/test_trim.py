@@ -112,7 +112,7 @@ def test_what_is_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["--prompts", str(file), "--size", "many"], "size 'many' is no number of rows"),
         (
             ["--prompts", str(file), "--weights-of", "1,2"],
-            "weights_of 1,2 are not a number above 0 for each of 1",
+            "weights_of 1,2 are not a number for each of 1 corpora, one above 0",
         ),
         (["--prompts", str(file), "--html", str(tmp_path / "no" / "p.html")], "can be no file"),
         (["--samples", str(tmp_path / "none")], "holds no samples"),
@@ -142,3 +142,46 @@ def test_the_report(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     trim_report.write_png(result, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def texts(path: Path, questions: str, answers: str, count: int) -> Path:
+    rows = [f"{questions} {i},{answers} {i % 7},0\n" for i in range(count)]
+    path.write_text("".join(["Q,A,label\n", *rows]), encoding="utf-8")
+    return path
+
+
+def test_a_corpus_of_weight_0_is_judged_and_not_counted(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [
+        texts(tmp_path / "en.csv", "hello", "well", 20),
+        texts(tmp_path / "ko.csv", "안녕", "그래요", 20),
+    ]
+    made = {}
+    for weights in ("1,0", "0,1"):
+        out, page = tmp_path / f"{weights}.json", tmp_path / "p.html"
+        command = [
+            "trim",
+            str(source),
+            "--draft",
+            "layers",
+            "--texts",
+            *map(str, files),
+            "--weights-of",
+            weights,
+        ]
+        code, text, err = run(capsys, *command, "--size", "262", "-o", str(out), "--html", str(page), "-q")
+        assert code == 0, err
+        assert f"texts en.csv x {weights[0]}, ko.csv x {weights[2]}" in text
+        assert f"ko.csv x {weights[2]}" in page.read_text()
+        made[weights] = json.loads(out.read_text())["token_ids"]
+    hello = {i for i in range(259, 264)}  # the tokens beyond bytes that this tokenizer has
+    assert len(hello & set(made["1,0"])) == 3 and made["1,0"] != made["0,1"]
+    for argv, message in (
+        (["--weights-of", "0,0"], "weights_of 0,0 are not a number for each of 2 corpora, one above 0"),
+        (["--samples", str(tmp_path)], "texts are given with prompts or samples"),
+    ):
+        code, _, err = run(
+            capsys, "trim", str(source), "--texts", *map(str, files), *argv, "-o", str(out), "-q"
+        )
+        assert code == 2 and message in err

@@ -31,6 +31,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "gemma2": {"final_logit_softcapping": 30.0},
     "granite": {},
+    "hyperclovax": {},
 }
 
 
@@ -59,7 +60,8 @@ def parts(bundle: Bundle) -> tuple[Engine, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("family", "device"), [("llama", "cpu"), ("llama", "npu"), ("gemma2", "cpu"), ("granite", "npu")]
+    ("family", "device"),
+    [("llama", "cpu"), ("llama", "npu"), ("gemma2", "cpu"), ("granite", "npu"), ("hyperclovax", "cpu")],
 )
 def test_what_is_proposed_is_the_law_over_the_union(
     source: Callable[[str], Path], tmp_path: Path, family: str, device: str

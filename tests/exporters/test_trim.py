@@ -16,6 +16,7 @@ from edgespec.exporters.trim import (
     context,
     covered,
     curve,
+    judged,
     latest,
     likelihood,
     ranked,
@@ -167,7 +168,8 @@ def test_the_curve_is_the_texts_played_by_hand() -> None:
     order = ranked(scores(corpora, VOCAB), {0, 1})
     sizes, ways, steps = (5, 10, VOCAB), (0, 4), []
     cost = lambda size, rows: 0.01 * size + 0.002 * rows  # noqa: E731
-    made = curve(corpora, order, sizes, ways, cost, draft_logits, steps.append)
+    figures = [judged(c, order, sizes, ways, draft_logits, steps.append) for c in corpora]
+    made = curve((2 * figures[0] + figures[1]) / 3, sizes, ways, cost)
     assert len(steps) == 10
     for row, (way, i) in zip(made, itertools.product(range(2), range(3)), strict=True):
         best: tuple[float, int] = (0.0, 0)
@@ -189,7 +191,8 @@ def test_the_curve_is_the_texts_played_by_hand() -> None:
 def test_without_a_draft_coverage_stands_for_acceptance() -> None:
     corpora = [corpus("a", 1, range(5), 1.0)]
     order = ranked(scores(corpora, VOCAB), set())
-    for row in curve(corpora, order, (6, 20), (0, 2), lambda size, rows: 0.1, None, lambda n: None):
+    figures = judged(corpora[0], order, (6, 20), (0, 2), None, lambda n: None)
+    for row in curve(figures, (6, 20), (0, 2), lambda size, rows: 0.1):
         assert row.acceptance == row.coverage
 
 

@@ -38,6 +38,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 128,
 }
+MUP = {"embedding_multiplier": 3.0, "attention_multiplier": 0.15, "residual_multiplier": 0.6}
 # Transformers' model type and what its config changes; the names are those the tests print.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
@@ -52,7 +53,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("olmo2", {}),
     "cohere": ("cohere", {"logit_scale": 1.0}),
     "cohere2": ("cohere2", {**MIXED, "logit_scale": 1.0}),
-    "hyperclovax": ("hyperclovax", {}),
+    "hyperclovax": ("hyperclovax", {**MUP, "logits_scaling": 0.5}),
     "glm": ("glm", {"partial_rotary_factor": 0.5}),
     "stablelm": ("stablelm", {"partial_rotary_factor": 0.5}),
     "phi": ("phi", {"partial_rotary_factor": 0.5}),
