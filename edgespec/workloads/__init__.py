@@ -1,0 +1,1 @@
+"""Real uses of the runtime: small programs on the public parts, with no engine of their own."""
