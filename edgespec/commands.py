@@ -17,6 +17,7 @@ from edgespec import (
     commands_bench,
     commands_draft,
     commands_latency,
+    commands_recommend,
     commands_speculation,
     commands_trim,
     commands_vision,
@@ -293,6 +294,7 @@ COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
     *commands_latency.COMMANDS,
     *commands_bench.COMMANDS,
     *commands_vision.COMMANDS,
+    *commands_recommend.COMMANDS,
 )
 # Words that stand before several commands, with their help.
 GROUPS = {**commands_draft.GROUPS, **commands_latency.GROUPS, **commands_vision.GROUPS}

@@ -78,7 +78,9 @@ def read(path: Path | str) -> Artists:
             content = file.read(LARGEST_LIST + 1)
         text = content.decode("utf-8-sig")
     except OSError as error:
-        raise InputError(f"artists {path} cannot be read: {error.strerror}", "give --artists a file") from None
+        raise InputError(
+            f"artists {path} cannot be read: {error.strerror}", "give --artists a file"
+        ) from None
     except UnicodeDecodeError:
         raise InputError(f"artists {path} is not UTF-8", "save the list as UTF-8 text") from None
     if len(content) > LARGEST_LIST:

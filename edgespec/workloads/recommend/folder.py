@@ -1,8 +1,8 @@
 """A run's folder: what was asked, the finished stages, the results. The same run goes on, another is refused.
 
-    OUT/run.json       what the run is of: settings, and the SHA-256 of posts, artists and bundle
-    OUT/work/          stages that are done; removed at the end
-    OUT/fans.jsonl, speed.json, report.html and, last, result.json
+OUT/run.json       what the run is of: settings, and the SHA-256 of posts, artists and bundle
+OUT/work/          stages that are done; removed at the end
+OUT/fans.jsonl, speed.json, table.txt, report.html and, last, result.json
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgespec.evaluation_log import short
 from edgespec.files import written_whole
 
 RUN, WORK = "run.json", "work"
-FANS, SPEED, PAGE, RESULT = "fans.jsonl", "speed.json", "report.html", "result.json"
+FANS, SPEED, TABLE, PAGE, RESULT = "fans.jsonl", "speed.json", "table.txt", "report.html", "result.json"
 SCHEMA = "edgespec.recommend-run/1"
 CHOOSE = "choose another folder with -o, or remove this one"
 

@@ -5,23 +5,20 @@ artist a, n of a cluster's N fans and the share p of all fans follow:
 
     rate  = (n + SMOOTHING p) / (N + SMOOTHING)     of a small cluster little is known: it leans on everyone
     lift  = rate / p
-    score = rate                                    see `ranked`
+    score = rate lift^LIFT
+
+LIFT 0 ranks by the chance that such a fan follows the artist, and repeats everyone's favourites in every cluster; 1
+ranks by what is peculiar to the cluster, and finds artists that nobody follows. A half loses no measurable hits to 0
+on made-up fans (scripts/recommend_accuracy prints 0, a half and 1) and tells clusters apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from math import log
 
 SMOOTHING = 10.0  # fans that everyone's taste counts for
-SCORES = {
-    "rate": lambda rate, lift: rate,
-    "lift": lambda rate, lift: lift,
-    "gain": lambda rate, lift: rate * log(lift),
-    "half": lambda rate, lift: rate * lift**.5,
-    "quarter": lambda rate, lift: rate * lift**.25,
-}
+LIFT = 0.5
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Candidate:
 
 
 def ranked(
-    follows: Sequence[int], fans: int, everyone: Sequence[int], all_fans: int, score: str = "rate"
+    follows: Sequence[int], fans: int, everyone: Sequence[int], all_fans: int, power: float = LIFT
 ) -> list[Candidate]:
     """The artists that at least one fan of the cluster follows, best first.
 
@@ -47,8 +44,7 @@ def ranked(
             share = total / all_fans
             rate = (n + SMOOTHING * share) / (fans + SMOOTHING)
             found.append(Candidate(artist, n, rate, rate / share))
-    value = SCORES[score]
-    return sorted(found, key=lambda c: (-value(c.rate, c.lift), c.artist))
+    return sorted(found, key=lambda c: (-c.rate * c.lift**power, c.artist))
 
 
 def popular(everyone: Sequence[int]) -> list[int]:

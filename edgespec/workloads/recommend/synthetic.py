@@ -115,7 +115,9 @@ class World:
         spellings = self.spellings[artist]
         name = spellings[min(1, len(spellings) - 1)]
         if language == LATIN or self.chance.random() < 0.3:
-            name = self.chance.choice([spellings[0], spellings[-1] if spellings[-1][0] == "@" else spellings[0]])
+            name = self.chance.choice(
+                [spellings[0], spellings[-1] if spellings[-1][0] == "@" else spellings[0]]
+            )
         if name[0] == "@":
             return name
         if self.chance.random() < 0.3:

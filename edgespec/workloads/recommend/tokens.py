@@ -11,7 +11,9 @@ import unicodedata
 
 LINK = re.compile(r"(?:https?://|www\.|pic\.twitter\.com/|t\.co/)\S*", re.IGNORECASE)
 REPEATED = re.compile(r"^\s*RT\s+@\w+:?")  # what a repeated post begins with
-JAMO = re.compile(r"[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\ud7b0-\ud7ff]+")  # laughter and tears: ㅋㅋㅋ, ㅠㅠ
+JAMO = re.compile(
+    r"[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\ud7b0-\ud7ff]+"
+)  # laughter and tears: ㅋㅋㅋ, ㅠㅠ
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 # An account, or a run of Hangul, or a run of other letters and digits: `BTS가` and `IU's` are two, `live` is one.
 TOKEN = re.compile(r"@\w+|#|[가-힣]+|(?:(?![가-힣])[^\W_])+(?:['’](?!s\b)[a-z]+)?", re.IGNORECASE)
@@ -22,11 +24,75 @@ STEM = 2  # syllables that stay at least when a particle is taken off a word
 # What may follow a noun, longest first where one begins another; two may follow each other (에게는, 들이).
 PARTICLES = tuple(
     sorted(
-        (
-            "이 가 은 는 을 를 의 에 에서 에게 에게서 께 께서 한테 와 과 랑 이랑 하고 도 만 로 으로 보다 처럼 같은 같이 "
-            "부터 까지 마저 조차 밖에 이나 나 이라도 라도 이라 라 이라고 라고 이란 란 이다 다 야 이야 아 요 이요 예요 이에요 "
-            "에요 입니다 인데 이고 고 이며 이면 면 들 님 씨 네 때문에 덕분에 대신 뿐"
-        ).split(),
+        [
+            "이",
+            "가",
+            "은",
+            "는",
+            "을",
+            "를",
+            "의",
+            "에",
+            "에서",
+            "에게",
+            "에게서",
+            "께",
+            "께서",
+            "한테",
+            "와",
+            "과",
+            "랑",
+            "이랑",
+            "하고",
+            "도",
+            "만",
+            "로",
+            "으로",
+            "보다",
+            "처럼",
+            "같은",
+            "같이",
+            "부터",
+            "까지",
+            "마저",
+            "조차",
+            "밖에",
+            "이나",
+            "나",
+            "이라도",
+            "라도",
+            "이라",
+            "라",
+            "이라고",
+            "라고",
+            "이란",
+            "란",
+            "이다",
+            "다",
+            "야",
+            "이야",
+            "아",
+            "요",
+            "이요",
+            "예요",
+            "이에요",
+            "에요",
+            "입니다",
+            "인데",
+            "이고",
+            "고",
+            "이며",
+            "이면",
+            "면",
+            "들",
+            "님",
+            "씨",
+            "네",
+            "때문에",
+            "덕분에",
+            "대신",
+            "뿐",
+        ],
         key=len,
         reverse=True,
     )
