@@ -95,7 +95,7 @@ def _measured(
     folder: Any,
     progress: Progress,
 ) -> Any:
-    """The wording's questions answered with and without speculation, and once more as each phone would draft."""
+    """The wording's questions answered with and without speculation, and once more as each phone drafts."""
     from edgespec.bench import Contender, entries, run
     from edgespec.bench_log import BenchLog
     from edgespec.bench_report import PLAIN, SPECULATIVE

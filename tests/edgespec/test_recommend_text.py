@@ -136,5 +136,5 @@ def test_a_list_with_duplicates_loses_nobody() -> None:
 def test_a_list_of_nobody_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "artists.txt"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="names nobody|not UTF-8"):
+    with pytest.raises(InputError, match=r"names nobody|not UTF-8"):
         lists.read(path)

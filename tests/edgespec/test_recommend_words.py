@@ -1,4 +1,4 @@
-"""What the model may say of a cluster: only candidates of the list, only ordinary words; else a plain sentence."""
+"""What the model may say of a cluster: candidates of the list and ordinary words; else it is plain."""
 
 from __future__ import annotations
 
@@ -49,8 +49,14 @@ def test_a_text_names_candidates_and_nobody_else(said: str, why: str | None) -> 
 
 @pytest.mark.parametrize(
     ("said", "fine"),
-    [("The Encore Concert", True), ("Music Fans", False), ("IU Concert", False), ("Concert Beyonce", False), ("", False)],
-)  # fmt: skip
+    [
+        ("The Encore Concert", True),
+        ("Music Fans", False),
+        ("IU Concert", False),
+        ("Concert Beyonce", False),
+        ("", False),
+    ],
+)
 def test_a_name_is_of_the_clusters_words(said: str, fine: bool) -> None:
     assert (problem("name", said, ASKED, ARTISTS) is None) is fine
 
@@ -110,7 +116,7 @@ def test_a_model_is_shown_the_words_that_it_can_read() -> None:
 
 
 def test_ranking_by_hand() -> None:
-    """Of 10 fans 6 follow artist 0, as everyone does; 5 follow 1, whom no one else does; 2 is followed elsewhere."""
+    """Of 10 fans 6 follow artist 0, as everyone does; 5 follow 1, as nobody else; 2 is followed elsewhere."""
     order = ranked([6, 5, 0], 10, [60, 5, 20], 100)
     assert [one.artist for one in order] == [1, 0]
     rate = (5 + SMOOTHING * 0.05) / (10 + SMOOTHING)

@@ -1,8 +1,8 @@
-"""The artists of a list, and where a post names one: whole words, longest name first, Korean particles allowed.
+"""The artists of a list, and where a post names one: whole words, longest first, Korean particles allowed.
 
-A line of the list is a name and, behind `|`, its other spellings: `BTS | 방탄소년단 | @BTS_twt`. A spelling is found as
-its words in a row (`NCT 127`), or as these in one (`#NCT127`); an account only as that account. A spelling of one
-letter or one syllable (비, "rain") is too common a word: it counts behind # alone.
+A line of the list is a name and, behind `|`, its other spellings: `BTS | 방탄소년단 | @BTS_twt`. A spelling
+is found as its words in a row (`NCT 127`), or as these in one (`#NCT127`); an account only as that account. A
+spelling of one letter or one syllable (비, "rain") is too common a word: it counts behind # alone.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""Fans into clusters: TF-IDF of a fan's words, its strongest directions (LSA), K-means on these; scikit-learn's.
+"""Fans into clusters: scikit-learn's TF-IDF of a fan's words, its strongest directions (LSA), and K-means.
 
-All of it is learned from a sample of fans, however many there are, and then applied to each. Words of two languages
-never meet, so plain K-means finds languages first. Two things join them: an artist's mark is the same word in both,
-and what follows from the share of a fan's words that are Korean is taken out of every direction (a linear fit).
-K centres span K - 1 directions; with the mean and the language, which go, K clusters are sought in K + 1.
+All of it is learned from a sample of fans, however many there are, and then applied to each. Words of two
+languages never meet, so plain K-means finds languages first. Two things join them: an artist's mark is the
+same word in both, and what follows from the share of a fan's words that are Korean is taken out of every
+direction (a linear fit). K centres span K - 1 directions; with the mean and the language, which go, K
+clusters are sought in K + 1.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,8 @@ def fit(fans: Iterable[Words], clusters: int) -> Places:
         placed = rows.getnnz(axis=1) > 0
         rows, korean = rows[placed], np.array(shares)[placed]
         wanted = (clusters or MOST_CLUSTERS) + SPARE
-        lsa = TruncatedSVD(max(1, min(wanted, *rows.shape)), random_state=0).fit(rows)
-        points = rows @ lsa.components_.T
+        directions = _directions(rows, wanted)
+        points = rows @ directions.T
         mean, slope = points.mean(axis=0), _slope(points, korean)
         points = points - mean - np.outer(korean - korean.mean(), slope)
         silhouettes, means = _chosen(points, clusters)
@@ -135,7 +136,7 @@ def fit(fans: Iterable[Words], clusters: int) -> Places:
     return Places(
         tuple(made.get_feature_names_out().tolist()),
         made.idf_,
-        lsa.components_[:used],
+        directions[:used],
         mean[:used],
         korean.mean(),
         slope[:used],
@@ -152,8 +153,17 @@ def _vectorizer(**how: Any) -> TfidfVectorizer:
     return TfidfVectorizer(analyzer=_words, sublinear_tf=True, **how)
 
 
+def _directions(rows: Any, wanted: int) -> np.ndarray:
+    """The strongest directions of the rows [D, V], at most as many as wanted; a single word is its own."""
+    if rows.shape[1] == 1:
+        return np.ones((1, 1))
+    with np.errstate(invalid="ignore"):  # shares of a variance that may be 0, which nobody reads
+        found: np.ndarray = TruncatedSVD(min(wanted, *rows.shape), random_state=0).fit(rows).components_
+    return found
+
+
 def _slope(points: np.ndarray, korean: np.ndarray) -> np.ndarray:
-    """How each direction changes with the Korean share: least squares [D]; 0 where all fans have one share."""
+    """How each direction changes with the Korean share: least squares [D]; 0 where all shares are one."""
     apart = korean - korean.mean()
     spread = float(apart @ apart)
     return apart @ points / spread if spread > 1e-9 else np.zeros(points.shape[1])
@@ -166,7 +176,7 @@ def _means(points: np.ndarray, clusters: int) -> tuple[KMeans, np.ndarray]:
 
 
 def _chosen(points: np.ndarray, clusters: int) -> tuple[dict[int, float], KMeans]:
-    """The silhouettes of what was tried, and the K-means that stays; InputError for more than there can be."""
+    """The silhouettes of what was tried, and the K-means that stays; InputError for too many clusters."""
     different = len(np.unique(normalize(points).round(6), axis=0))
     if clusters > different:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Second stage: a shard's posts gathered into its fans, one line each. A fan is a user with all that they wrote."""
+"""Second stage: a shard's posts gathered into its fans, a line each. A fan is a user and all they wrote."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ PLACES = "places"
 
 @dataclass(frozen=True)
 class Found:
-    """What the posts say, before anything is worded: by cluster its counts, ranking, words and typical posts."""
+    """What the posts say, before anything is worded: each cluster's counts, ranking, words, typical posts."""
 
     split: Split
     artists: Artists

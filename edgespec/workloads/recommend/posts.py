@@ -1,7 +1,7 @@
 """The posts of a file, one JSON object a line: user, text and, where it is known, time.
 
-Nobody vouches for the file: a line that is no post is counted by its fault, the first few are named by number,
-and the others are read. A line is never held whole if it is longer than LONGEST_LINE.
+Nobody vouches for the file: a line that is no post is counted by its fault, the first few are named by
+number, and the others are read. A line is never held whole if it is longer than LONGEST_LINE.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Faults:
 
 
 def read(file: BinaryIO, line: int, faults: Faults) -> Iterator[tuple[Post | None, int]]:
-    """Every line from where the file stands, as a post or None, and the bytes read so far; `line` counts on."""
+    """Every line from where the file stands, as a post or None, and the bytes read; `line` counts on."""
     offset = file.tell()
     while content := file.readline(LONGEST_LINE + 1):
         offset += len(content)

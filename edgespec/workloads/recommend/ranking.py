@@ -1,15 +1,16 @@
 """Which artists a cluster's fans may like: counts of who follows whom, smoothed, against everyone's.
 
-A fan follows an artist whom their posts name; posts are not counted, so that who writes much weighs no more. Of an
-artist a, n of a cluster's N fans and the share p of all fans follow:
+A fan follows an artist whom their posts name; posts are not counted, so that who writes much weighs no more.
+Of an artist a, n of a cluster's N fans and the share p of all fans follow:
 
     rate  = (n + SMOOTHING p) / (N + SMOOTHING)     of a small cluster little is known: it leans on everyone
     lift  = rate / p
     score = rate lift^LIFT
 
-LIFT 0 ranks by the chance that such a fan follows the artist, and repeats everyone's favourites in every cluster; 1
-ranks by what is peculiar to the cluster, and finds artists that nobody follows. A half loses no measurable hits to 0
-on made-up fans (scripts/recommend_accuracy prints 0, a half and 1) and tells clusters apart.
+LIFT 0 ranks by the chance that such a fan follows the artist, and repeats everyone's favourites in every
+cluster; 1 ranks by what is peculiar to the cluster, and finds artists that nobody follows. A half loses no
+measurable hits to 0 on made-up fans (scripts/recommend_accuracy prints 0, a half and 1) and tells clusters
+apart.
 """
 
 from __future__ import annotations

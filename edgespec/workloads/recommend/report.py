@@ -1,4 +1,4 @@
-"""A run's result as text and as one HTML page, from the same fields; every text of a post is escaped there."""
+"""A run's result as text and as one HTML page, from the same fields; the page escapes every text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from edgespec.workloads.recommend.speed import Speed
 HEAD = ("", "cluster", "fans", "recommended")
 DEVICES = ("device", "tok/s", "plain tok/s", "speed-up", "first token, ms", "drafts decided by")
 LEGEND = (
-    "share: of the cluster's fans who follow, smoothed; lift: over the share of all fans. Ranked by share times the "
-    "root of lift. A fan follows whom their posts name. A text is the model's where it named none but candidates and "
-    "used ordinary words alone; else a plain sentence stands."
+    "share: of the cluster's fans who follow, smoothed; lift: over the share of all fans. Ranked by share "
+    "times the root of lift. A fan follows whom their posts name. A text is the model's where it named none "
+    "but candidates and used ordinary words alone; else a plain sentence stands."
 )
 
 
@@ -44,11 +44,11 @@ def notes(result: Result) -> list[str]:
     names, texts = result.by_model
     refused = sum(len(c.refused) for c in result.clusters)
     said = [
-        f"{result.lines:,} lines, {result.posts:,} posts ({result.silent:,} without a word), {result.fans:,} fans, "
-        f"{len(result.clusters)} clusters, {result.unplaced:,} fans in none",
+        f"{result.lines:,} lines, {result.posts:,} posts ({result.silent:,} without a word)",
+        f"{result.fans:,} fans, {len(result.clusters)} clusters, {result.unplaced:,} fans in none",
         *(f"skipped: {fault}" for fault in result.faults),
-        f"{names} of {len(result.clusters)} names and {texts} of {len(result.clusters)} texts are the model's, "
-        f"the others plain; {refused} answers were refused",
+        f"the model's are {names} of {len(result.clusters)} names and {texts} of the texts, the others are "
+        f"plain; {refused} answers were refused",
     ]
     if result.unnamed:
         shown = ", ".join(result.unnamed[:10]) + (", ..." if len(result.unnamed) > 10 else "")

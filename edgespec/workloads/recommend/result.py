@@ -43,8 +43,8 @@ class Cluster:
 class Result:
     """The clusters, largest first in the sample, and what became of every line and name.
 
-    `faults`: a sentence for each kind of line that was skipped. `silent`: posts without a word. `unplaced`: fans
-    none of whose words is known. `unnamed`: artists of the list whom no post names.
+    `faults`: a sentence for each kind of line that was skipped. `silent`: posts without a word. `unplaced`:
+    fans none of whose words is known. `unnamed`: artists of the list whom no post names.
     """
 
     lines: int

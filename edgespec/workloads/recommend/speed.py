@@ -1,4 +1,4 @@
-"""How fast the wording is: its first questions answered plainly and speculatively in turns, here and on devices.
+"""How fast the wording is: its first questions answered with and without speculation, here and on devices.
 
 `edgespec bench` does the measuring: this file only says what is asked.
 """

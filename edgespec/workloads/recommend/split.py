@@ -1,8 +1,8 @@
 """First stage: every post cleaned, its artists marked, and put with the others of its user.
 
-Users are dealt to shards by a hash of their names, so that a later stage holds one shard's users at a time. The
-place reached is noted every CHECKPOINT lines: a run that was killed goes on from there, its shards cut back to
-what they held.
+Users are dealt to shards by a hash of their names, so that a later stage holds one shard's users at a time.
+The place reached is noted every CHECKPOINT lines: a run that was killed goes on from there, its shards cut
+back to what they held.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ def _state(folder: Folder, size: int) -> Split:
 def _opened(folder: Folder, state: Split, number: int) -> TextIO:
     """A shard's file, cut back to what it held when the place was last noted."""
     path = folder.stage(POSTS, number)
-    file = open(path, "a", encoding="utf-8")  # closed by the caller
+    path.touch()
     os.truncate(path, state.sizes[number])
-    return file
+    return path.open("a", encoding="utf-8")
 
 
 def _note(folder: Folder, state: Split, shards: list[TextIO]) -> None:

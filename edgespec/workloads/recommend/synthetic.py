@@ -1,9 +1,10 @@
 """Made-up fans of known types and tastes, and their posts: what the recommender is judged by, and tried with.
 
-A fan has a type, a language (Korean, English or both) and artists that they follow, drawn from their type's taste:
-everyone's popularity, times BOOST for the type's favourites. Only a part of what they write is their type's words;
-the rest is everybody's, some of it another type's, with links, accounts, hashtags, particles and laughter. What is
-made is easier than the world: types share no words but everybody's, and each fan has one type.
+A fan has a type, a language (Korean, English or both) and artists that they follow, drawn from their type's
+taste: everyone's popularity, times BOOST for the type's favourites. Only a part of what they write is their
+type's words; the rest is everybody's, some of it another type's, with links, accounts, hashtags, particles
+and laughter. What is made is easier than the world: types share no words but everybody's, and each fan has
+one type.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from random import Random
-from typing import TextIO
 
 from edgespec.workloads.recommend.synthetic_words import ARTISTS, EVERYBODY, PARTICLES, TYPES
 
@@ -62,16 +63,18 @@ class World:
             named = self.chance.choice(fan.follows) if self.chance.random() < NAMED else None
             yield fan, named, self._text(fan, named)
 
-    def write(self, posts: TextIO, artists: TextIO, truth: TextIO, count: int) -> None:
-        """The posts as JSON lines, the list of artists, and a line of what is true of every fan."""
-        artists.write(self.artists())
+    def write(self, folder: Path, count: int) -> None:
+        """posts.jsonl, artists.txt and, of every fan, what is true: truth.jsonl."""
         names = list(TYPES)
-        for fan in self.fans:
-            follows = [self.spellings[a][0] for a in fan.follows]
-            line = {"user": fan.user, "type": names[fan.kind], "follows": follows}
-            truth.write(json.dumps(line) + "\n")
-        for fan, _, text in self.posts(count):
-            posts.write(post(fan, text, self.chance.randrange(86_400)) + "\n")
+        (folder / "artists.txt").write_text(self.artists(), encoding="utf-8")
+        with open(folder / "truth.jsonl", "w", encoding="utf-8") as file:
+            for fan in self.fans:
+                follows = [self.spellings[a][0] for a in fan.follows]
+                line = {"user": fan.user, "type": names[fan.kind], "follows": follows}
+                file.write(json.dumps(line) + "\n")
+        with open(folder / "posts.jsonl", "w", encoding="utf-8") as file:
+            for fan, _, text in self.posts(count):
+                file.write(post(fan, text, self.chance.randrange(86_400)) + "\n")
 
     def _taste(self, favourites: list[int]) -> list[float]:
         return [p * (BOOST if a in favourites else 1.0) for a, p in enumerate(self.popularity)]

@@ -1,4 +1,4 @@
-"""The words that made-up fans write, in Korean and English: those of each type of fan, those of everybody, artists.
+"""The words that made-up fans write, in Korean and English: of each type of fan, of everybody, and artists.
 
 Plain data for `synthetic`. The artists' names are real, what fans are said to think of them is not.
 """
@@ -13,15 +13,18 @@ TYPES: dict[str, tuple[str, str]] = {
     ),
     "charts": (
         "스밍 음원 차트 투표 순위 일위 조회수 총공 스트리밍 기록 시상식 득표 멜론 집계",
-        "streaming chart vote ranking first views record award playlist billboard milestone digital daily goal",
+        "streaming chart vote ranking first views record award playlist billboard milestone digital "
+        "daily goal",
     ),
     "albums": (
         "앨범 포토카드 언박싱 포카 교환 양도 굿즈 특전 예약 버전 공구 택배 포장 시세",
-        "album photocard unboxing trade collection merch preorder version sleeve binder package shipping rare price",
+        "album photocard unboxing trade collection merch preorder version sleeve binder package "
+        "shipping rare price",
     ),
     "dance": (
         "안무 커버 댄스 연습실 챌린지 동작 칼군무 춤선 직캠 센터 박자 댄서 영상 무대",
-        "choreography cover dance practice challenge move sync dancer performance fancam center rhythm routine studio",
+        "choreography cover dance practice challenge move sync dancer performance fancam center "
+        "rhythm routine studio",
     ),
     "vocals": (
         "고음 보컬 라이브 음색 발라드 가창력 화음 커버곡 애드립 목소리 작곡 가사 멜로디 녹음",
@@ -29,11 +32,13 @@ TYPES: dict[str, tuple[str, str]] = {
     ),
     "fashion": (
         "패션 화보 공항룩 착장 스타일 코디 브랜드 머리색 메이크업 액세서리 잡지 향수 가방 모델",
-        "fashion photoshoot airport outfit style brand hair makeup accessory magazine perfume bag model runway",
+        "fashion photoshoot airport outfit style brand hair makeup accessory magazine perfume bag "
+        "model runway",
     ),
     "fanart": (
         "팬아트 그림 스케치 색칠 그려 캐릭터 일러스트 커미션 펜선 채색 낙서 만화 원고 도안",
-        "fanart drawing sketch colour character illustration commission lineart paint doodle comic canvas brush sticker",
+        "fanart drawing sketch colour character illustration commission lineart paint doodle comic "
+        "canvas brush sticker",
     ),
     "shows": (
         "예능 본방 웃겨 자컨 클립 게임 케미 리얼리티 막내 출연 편집 자막 레전드 에피소드",
@@ -41,14 +46,18 @@ TYPES: dict[str, tuple[str, str]] = {
     ),
     "study": (
         "공부 시험 과제 힐링 노동요 출근 퇴근 새벽 도서관 위로 알바 수능 아침 버스",
-        "study exam homework comfort motivation commute morning library playlist work bus coffee focus midnight",
+        "study exam homework comfort motivation commute morning library playlist work bus coffee "
+        "focus midnight",
     ),
 }
 EVERYBODY = (
-    "오늘 진짜 너무 좋다 사랑해 최고 행복 우리 정말 노래 컴백 팬 사람 생각 시간 내일 어제 하루 보고싶다 감사 축하 기다려 "
+    "오늘 진짜 너무 좋다 사랑해 최고 행복 우리 정말 노래 컴백 팬 사람 생각 시간 내일 어제 하루 "
+    "보고싶다 감사 축하 기다려 "
     "대박 예쁘다 멋지다 친구 마음 같이 계속 처음 다시 지금 항상 벌써 드디어 이번 다음 날씨 점심 저녁",
-    "today really love best happy song comeback fan people think time tomorrow yesterday day miss thanks congrats "
-    "waiting wow pretty cool friend heart together still first again now always already finally next weather lunch "
+    "today really love best happy song comeback fan people think time tomorrow yesterday day "
+    "miss thanks congrats "
+    "waiting wow pretty cool friend heart together still first again now always already finally "
+    "next weather lunch "
     "dinner good great new everyone see know feel year week",
 )
 PARTICLES = ("이", "가", "은", "는", "을", "를", "도", "랑", "에서", "까지", "만", "의")

@@ -11,11 +11,9 @@ import unicodedata
 
 LINK = re.compile(r"(?:https?://|www\.|pic\.twitter\.com/|t\.co/)\S*", re.IGNORECASE)
 REPEATED = re.compile(r"^\s*RT\s+@\w+:?")  # what a repeated post begins with
-JAMO = re.compile(
-    r"[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\ud7b0-\ud7ff]+"
-)  # laughter and tears: ㅋㅋㅋ, ㅠㅠ
+JAMO = re.compile(r"[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\ud7b0-\ud7ff]+")  # laughter, tears
 SURROGATE = re.compile(r"[\ud800-\udfff]")
-# An account, or a run of Hangul, or a run of other letters and digits: `BTS가` and `IU's` are two, `live` is one.
+# An account, or a run of Hangul, or a run of other letters and digits: `BTS가`, `IU's` are two.
 TOKEN = re.compile(r"@\w+|#|[가-힣]+|(?:(?![가-힣])[^\W_])+(?:['’](?!s\b)[a-z]+)?", re.IGNORECASE)
 HANGUL = re.compile(r"[가-힣]+")
 HASH = "#"
@@ -102,7 +100,7 @@ TAIL = re.compile(f"(?:{'|'.join(PARTICLES)}){{1,2}}")
 
 
 def plain(text: str) -> str:
-    """The text for reading and cutting: entities and links resolved, one form of every letter, no jamo runs."""
+    """The text for cutting: entities resolved, links and runs of jamo gone, one form of every letter."""
     text = SURROGATE.sub(" ", html.unescape(text))
     text = JAMO.sub(" ", LINK.sub(" ", REPEATED.sub(" ", text)))
     return unicodedata.normalize("NFKC", text)
@@ -119,7 +117,7 @@ def is_tail(text: str) -> bool:
 
 
 def stem(token: str) -> str:
-    """A Hangul word without its last particle, where at least two syllables stay; any other word as it is."""
+    """A Hangul word without its last particle, where two syllables stay; any other word as it is."""
     if HANGUL.fullmatch(token):
         for particle in PARTICLES:
             if token.endswith(particle) and len(token) - len(particle) >= STEM:
