@@ -31,7 +31,10 @@ def recommend(config: RecommendConfig, as_json: bool, progress: Progress) -> int
     artists = lists.read(config.artists)
     bundle = verified(config.bundle, progress)
     with progress.stage("checksum of the posts"):
-        settings = {"posts_sha256": sha256(config.posts), "artists_sha256": sha256(config.artists)}
+        settings: dict[str, Any] = {
+            "posts_sha256": sha256(config.posts),
+            "artists_sha256": sha256(config.artists),
+        }
     settings |= {
         "bundle_sha256": digest_of(bundle),
         "clusters": config.clusters,

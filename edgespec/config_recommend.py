@@ -29,11 +29,9 @@ class RecommendConfig:
 
     def check(self) -> RecommendConfig:
         """Itself, or an InputError for the first value that cannot work."""
-        for name in ("posts", "artists"):
-            value = getattr(self, name)
-            check_file(name, value)
-            if not os.access(value, os.R_OK):
-                raise InputError(f"{name} {value!r} cannot be read", "make the file readable")
+        if not os.path.isfile(self.posts):
+            raise InputError(f"posts {self.posts!r} is not a file", "give a file of JSON lines")
+        check_file("artists", self.artists)
         if os.path.getsize(self.posts) == 0:
             raise InputError(f"posts {self.posts!r} is empty", 'a line is {"user": ..., "text": ...}')
         between("clusters", self.clusters, 0, 100)

@@ -56,8 +56,9 @@ class Artists:
             if len(words) > 1 and tuple(found[at : end - 1]) == words[:-1] and _with_tail(last, words[-1]):
                 return owner, len(words)
         for cut in range(len(token) - 1, 1, -1) if HANGUL.fullmatch(token) else ():
-            if (owner := self.hangul.get(token[:cut])) is not None and is_tail(token[cut:]):
-                return owner, 1
+            whose = self.hangul.get(token[:cut])
+            if whose is not None and is_tail(token[cut:]):
+                return whose, 1
         return None, 1
 
 

@@ -79,15 +79,16 @@ class Places:
 
     def save(self, path: Path) -> None:
         """Keep it as arrays of numbers and texts, whole or not at all."""
-        tried = {
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in ARRAYS}
+        arrays |= {
+            "vocabulary": np.array(self.vocabulary),
             "tried": np.array([*self.silhouettes], dtype=np.int64),
             "silhouettes": np.array([*self.silhouettes.values()], dtype=np.float64),
         }
-        arrays = {name: getattr(self, name) for name in ARRAYS}
 
         def fill(temporary: Path) -> None:
             with open(temporary, "wb") as file:
-                np.savez(file, vocabulary=np.array(self.vocabulary), **arrays, **tried)
+                np.savez(file, **arrays)
 
         replaced(path, fill)
 
@@ -96,7 +97,8 @@ class Places:
         """What was saved."""
         with np.load(path, allow_pickle=False) as file:
             tried = dict(zip(file["tried"].tolist(), file["silhouettes"].tolist(), strict=True))
-            return cls(tuple(file["vocabulary"].tolist()), *(file[name] for name in ARRAYS), tried)
+            arrays = {name: file[name] for name in ARRAYS}
+            return cls(tuple(file["vocabulary"].tolist()), **arrays, silhouettes=tried)
 
 
 def korean_share(words: Words) -> float:

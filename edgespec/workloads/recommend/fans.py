@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from heapq import nsmallest
 from pathlib import Path
 from typing import TextIO
@@ -39,7 +40,7 @@ def gather(folder: Folder, shards: int, advance: Advance) -> None:
     for number in range(shards):
         path = folder.stage(FANS, number)
         if not path.exists():
-            replaced(path, lambda temporary, number=number: _write(temporary, _gathered(folder, number)))
+            replaced(path, partial(_write, _gathered(folder, number)))
         advance(number + 1, shards)
 
 
@@ -83,7 +84,7 @@ def _most(counts: Counter[str]) -> Counter[str]:
     return Counter(dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_WORDS]))
 
 
-def _write(path: Path, found: dict[str, tuple[int, Counter[str]]]) -> None:
+def _write(found: dict[str, tuple[int, Counter[str]]], path: Path) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for user in sorted(found):
             _line(file, user, *found[user])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgespec.files import replaced
 from edgespec.progress import Progress
@@ -71,7 +72,7 @@ def write_fans(found: Found, folder: Folder) -> None:
     def line(fan: Placed) -> str:
         user, cluster, _, follows = fan
         further = recommended(orders[cluster], set(follows), TOP)
-        told = {"user": user, "cluster": None if cluster < 0 else cluster + 1}
+        told: dict[str, Any] = {"user": user, "cluster": None if cluster < 0 else cluster + 1}
         told |= {"follows": [names[a] for a in follows], "recommended": [names[a] for a in further]}
         return json.dumps(told, ensure_ascii=False) + "\n"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
@@ -52,8 +53,7 @@ def place(places: Places, folder: Folder, shards: int, advance: Advance) -> None
     for number in range(shards):
         path = folder.stage(PLACED, number)
         if not path.exists():
-            lines = _placed(places, fans_of(folder, number))
-            replaced(path, lambda temporary, lines=lines: _write(temporary, lines))
+            replaced(path, partial(_write, _placed(places, fans_of(folder, number))))
         advance(number + 1, shards)
 
 
@@ -137,7 +137,7 @@ def _together(fans: Iterable[Fan]) -> Iterator[list[Fan]]:
         yield some
 
 
-def _write(path: Path, lines: Iterable[Placed]) -> None:
+def _write(lines: Iterable[Placed], path: Path) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for line in lines:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
