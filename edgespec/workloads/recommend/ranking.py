@@ -8,9 +8,9 @@ Of an artist a, n of a cluster's N fans and the share p of all fans follow:
     score = rate lift^LIFT
 
 LIFT 0 ranks by the chance that such a fan follows the artist, and repeats everyone's favourites in every
-cluster; 1 ranks by what is peculiar to the cluster, and finds artists that nobody follows. A half loses no
-measurable hits to 0 on made-up fans (scripts/recommend_accuracy prints 0, a half and 1) and tells clusters
-apart.
+cluster; 1 ranks by what is peculiar to the cluster, however few follow. On made-up fans all three find
+held-out artists alike (scripts/recommend_accuracy prints 0, a half and 1), so a half stays: it tells clusters
+apart, and an artist of few fans needs a large lift.
 """
 
 from __future__ import annotations
