@@ -15,6 +15,7 @@ from edgespec import (
     commands_bench,
     commands_draft,
     commands_latency,
+    commands_recommend,
     commands_speculation,
     commands_stream,
     commands_trim,
@@ -275,6 +276,7 @@ COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
     *commands_bench.COMMANDS,
     *commands_vision.COMMANDS,
     *commands_stream.COMMANDS,
+    *commands_recommend.COMMANDS,
 )
 # Words that stand before several commands, with their help.
 GROUPS = {**commands_draft.GROUPS, **commands_latency.GROUPS, **commands_vision.GROUPS}

@@ -91,13 +91,13 @@ def _replayed(base: Any, new: Any, wanted: Sequence[str], progress: Progress) ->
     from edgespec.predict import predict, works
     from edgespec.profiles import load as profile_of
 
-    profiles = _profiles(wanted) if wanted else []
+    devices = profiles(wanted) if wanted else []
     for name in () if wanted else (p.profile for p in base.predicted):
         try:
-            profiles.append(profile_of(name))
+            devices.append(profile_of(name))
         except InputError as error:
             progress.note(f"{name} is left out: {error.message}; give its file to --profile")
-    return predicted(*(predict(base.traces, works(r.counted), profiles) for r in (base, new)))
+    return predicted(*(predict(base.traces, works(r.counted), devices) for r in (base, new)))
 
 
 def _measured(config: BenchConfig, progress: Progress) -> tuple[Any, dict[str, Any]]:
@@ -107,7 +107,7 @@ def _measured(config: BenchConfig, progress: Progress) -> tuple[Any, dict[str, A
     from edgespec.bench_report import PLAIN, SPECULATIVE
     from edgespec.suite import digest, items
 
-    profiles = _profiles(config.profile)
+    devices = profiles(config.profile)
     chosen = items(config.suite, config.prompts, config.limit)
     bundles = {NEW: verified(config.bundle, progress)}
     if config.against or config.against_binary:
@@ -137,21 +137,21 @@ def _measured(config: BenchConfig, progress: Progress) -> tuple[Any, dict[str, A
         [Contender(name, start) for name, start in starts.items()], chosen, ways, config.rounds, log, progress
     )
     if config.stop_rule == "cost":
-        for word, profile in zip(config.profile, profiles if config.profile else (), strict=True):
-            _decided(config, word, profile.name, bundles, chosen, ways[SPECULATIVE], log, progress)
+        for word, device in zip(config.profile, devices if config.profile else (), strict=True):
+            decided(starts, bundles, word, device.name, chosen, ways[SPECULATIVE], log, progress)
     reports = {}
     for name, bundle in bundles.items():
         with progress.stage(f"predictions of the {name} bundle"):
             given = {**settings, "costs": costs[name]}
-            reports[name] = _report(name, bundle, manifests[name], given, log, chosen, profiles, progress)
+            reports[name] = _report(name, bundle, manifests[name], given, log, chosen, devices, progress)
     return log, reports
 
 
-def _decided(
-    config: BenchConfig,
+def decided(
+    starts: Mapping[str, Callable[..., Any]],
+    bundles: Mapping[str, Any],
     word: str,
     device: str,
-    bundles: Any,
     chosen: Any,
     how: Any,
     log: Any,
@@ -169,7 +169,7 @@ def _decided(
                 costs = stack.enter_context(predicted_costs(str(bundle.path), word))
             except InputError:  # it lacks the bundle's arithmetic, which its prediction will say
                 return
-            contenders.append(Contender(name, partial(_start, config, name, bundle, progress, costs)))
+            contenders.append(Contender(name, partial(starts[name], costs=costs)))
         run(contenders, chosen, {SPECULATIVE: how}, 1, log, progress, device)
 
 
@@ -180,13 +180,13 @@ def _report(
     settings: Any,
     log: Any,
     chosen: Sequence[Any],
-    profiles: Sequence[Any],
+    devices: Sequence[Any],
     progress: Progress,
 ) -> Any:
     """One contender's report, from the log."""
     from edgespec.bench import entries
     from edgespec.bench_report import BenchSettings, Environment, Report, bundle_facts
-    from edgespec.predict import counted, predict
+    from edgespec.predict import counted
     from edgespec.work import of_bundle
 
     done = entries(log, chosen)
@@ -196,12 +196,6 @@ def _report(
         raise InputError(f"no prompt could be answered: {left_out[0]}", "give shorter prompts with --prompts")
     traces = tuple(t for e in done for t in e.traces.get(name, ()))
     works = of_bundle(bundle)
-    predicted: list[Any] = []
-    for profile in profiles:
-        try:
-            predicted += predict(traces, works, [profile])
-        except InputError as error:  # it lacks the bundle's arithmetic
-            progress.note(f"{profile.name} is left out: {error.message}")
     return Report(
         log.head["run"],
         log.head["made"],
@@ -210,10 +204,25 @@ def _report(
         tuple(counted(work) for work in works.values()),
         BenchSettings(**settings),
         left_out,
-        tuple(predicted),
+        predictions(works, traces, devices, progress),
         samples,
         traces,
     )
+
+
+def predictions(
+    works: Mapping[str, Any], traces: Sequence[Any], devices: Sequence[Any], progress: Progress
+) -> tuple[Any, ...]:
+    """Each device's figures by replay of the traces; one that lacks the bundle's arithmetic is left out."""
+    from edgespec.predict import predict
+
+    found: list[Any] = []
+    for device in devices:
+        try:
+            found += predict(traces, works, [device])
+        except InputError as error:
+            progress.note(f"{device.name} is left out: {error.message}")
+    return tuple(found)
 
 
 def _start(config: BenchConfig, name: str, bundle: Any, progress: Progress, costs: Path | None = None) -> Any:
@@ -244,7 +253,7 @@ def machine(starts: Mapping[str, Callable[[], Any]]) -> tuple[Any, dict[str, str
     return found, {name: str(answer["table"]) for name, answer in ready.items()}
 
 
-def _profiles(wanted: Sequence[str]) -> list[Any]:
+def profiles(wanted: Sequence[str]) -> list[Any]:
     """The devices asked for, or all that are known."""
     from edgespec.profiles import load as profile_of
     from edgespec.profiles import names

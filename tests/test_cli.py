@@ -103,6 +103,16 @@ TABLE = [
         2,
         "error: report {x} cannot be read: No such file or directory\nhint:  make it again: edgespec bench",
     ),
+    (
+        ["recommend", "{x}"],
+        2,
+        "are required: --artists, --bundle, -o/--output\nhint:  see edgespec recommend --help\n",
+    ),
+    (
+        ["recommend", "{x}", "--artists", "{x}", "--bundle", "{x}", "-o", "{x}.out"],
+        2,
+        "error: posts '{x}' is not a file\nhint:  give a file of JSON lines\n",
+    ),
     (["generate", "{x}", "hello"], 2, "error: no bundle at {x}\n"),
     (["generate", "{x}", ""], 2, "error: the prompt is empty\n"),
     (

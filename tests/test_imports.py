@@ -96,6 +96,8 @@ TABLE = {
     "commands_draft": {"config_draft", "console", "progress"},
     "config_vision": {"errors", "flags", "soc"},
     "commands_vision": {"config_vision", "console", "progress"} | {"files", "rendering"},
+    "config_recommend": {"config", "errors", "flags"},
+    "commands_recommend": {"commands_bench", "config_recommend", "console", "errors", "progress"} | {"files"},
     "curves": {"errors", "rendering"},
     "commands_latency": {"errors", "config_latency", "console", "progress", "spec"} | {"flags"},
     "commands": {
@@ -110,14 +112,16 @@ TABLE = {
         "config_device",
     }
     | {"commands_latency", "commands_bench", "commands_speculation", "commands_vision"}
-    | {"files", "answering", "commands_stream"},
+    | {"commands_recommend", "commands_stream"}
+    | {"files", "answering"},
     "answering": {"config", "console", "progress"},
     "config_stream": {"errors", "flags", "config"},
-    "commands_stream": {"answering", "commands_latency", "config_stream", "console", "progress"},
+    "commands_stream": {"answering", "commands_bench", "commands_latency", "config_stream", "console"}
+    | {"progress"},
     "cli": {"errors", "flags", "commands", "console", "progress"},
 }
 # These see everything, inside functions.
-AREAS = ("", "_draft", "_trim", "_latency", "_bench", "_speculation", "_vision", "_stream")
+AREAS = ("", "_draft", "_trim", "_latency", "_bench", "_speculation", "_vision", "_recommend", "_stream")
 COMMANDS = (*(f"commands{area}" for area in AREAS), "console", "__main__")
 # What a folder may import beside itself, at any depth.
 FOLDERS = {
@@ -138,8 +142,13 @@ FOLDERS = {
     | {"progress", "profiles", "prompts", "vocabulary", "trim_result"},
     "runtime": {"errors", "spec", "bundle", "trace", "build", "progress", "soc", "files"},
     "profiles": {"errors"},
-    "edgespec/workloads": {"errors", "console", "bundle", "files", "rendering", "runtime"}
-    | {"profiles", "trace", "work", "replay", "predict"},
+}
+# The same for the programs on top, below edgespec/workloads: a command hands them the runtime that they ask.
+WORKLOADS = {
+    "recommend": {"errors", "files", "progress", "rendering", "evaluation_log"}
+    | {"suite", "bench_report", "bench_figures", "bench_table"},
+    "stream": {"errors", "console", "bundle", "files", "rendering"}
+    | {"trace", "work", "replay", "bench_report"},
 }
 FRONTS = {"optimum_command.py": {"cli"}}  # a second command line over the first
 
@@ -173,9 +182,17 @@ def test_core(path: Path) -> None:
     assert not {name.split(".")[0] for name in imported(path, top_only=False)} & HEAVY
 
 
-@pytest.mark.parametrize(
-    ("folder", "path"), sorted((f, p) for f in FOLDERS for p in (ROOT / f).rglob("*.py")), ids=str
-)
-def test_folders(folder: str, path: Path) -> None:
-    allowed = FOLDERS[folder] | {Path(folder).name} | FRONTS.get(path.name, set())
-    assert ours(imported(path, top_only=False)) <= allowed
+@pytest.mark.parametrize("path", sorted(p for f in FOLDERS for p in (ROOT / f).rglob("*.py")), ids=str)
+def test_folders(path: Path) -> None:
+    folder = path.relative_to(ROOT).parts[0]
+    assert ours(imported(path, top_only=False)) <= FOLDERS[folder] | {folder} | FRONTS.get(path.name, set())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "edgespec" / "workloads").rglob("*.py")), ids=str)
+def test_workloads(path: Path) -> None:
+    names = imported(path, top_only=False)
+    name = path.relative_to(ROOT / "edgespec" / "workloads").parts[0].removesuffix(".py")
+    assert ours(names) <= WORKLOADS.get(name, set()) | {"workloads"}
+    others = {n for n in names if n.startswith("edgespec.workloads.") and n.split(".")[2] != name}
+    assert not others, f"{name} knows {others}"
+    assert not {name.split(".")[0] for name in names} & HEAVY

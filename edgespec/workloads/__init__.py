@@ -1,3 +1,1 @@
-"""Uses of the runtime that need all of it together; each stands on the commands' parts and adds no
-engine.
-"""
+"""Real uses of the runtime: small programs on the public parts, with no engine of their own."""

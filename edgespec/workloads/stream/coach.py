@@ -74,9 +74,7 @@ class Coach:
     cannot watch.
     """
 
-    def __init__(
-        self, session: Any, prompt: str, settings: Any, trace: TextIO | None = None
-    ) -> None:
+    def __init__(self, session: Any, prompt: str, settings: Any, trace: TextIO | None = None) -> None:
         self.session, self.settings, self.trace = session, settings, trace
         manifest, known = session.runtime.bundle.manifest, session.runtime.tokenizer.token_to_id
         if not manifest.vision:
