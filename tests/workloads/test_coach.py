@@ -17,10 +17,10 @@ from PIL import Image
 
 from edgespec.errors import InputError
 from edgespec.workloads.stream.coach import Constant, Step, watch
-from edgespec.workloads.stream.score import matches, score
 from edgespec.workloads.stream.exercise import CORRECTION, PRAISE, START, Clip
 from edgespec.workloads.stream.figure import SHANK, THIGH, Pose, jack, lunge, squat
 from edgespec.workloads.stream.frames import Frame, frames
+from edgespec.workloads.stream.score import matches, score
 
 NOTHING = io.BytesIO()
 
