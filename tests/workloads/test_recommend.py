@@ -27,7 +27,7 @@ from edgespec.workloads.recommend.synthetic import World
 from tests.helpers import tiny
 from tests.helpers.checkpoints import write_directory
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 QUIET = Progress(quiet=True)
 
 
