@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,15 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from edgespec.config import ExportConfig
-from edgespec.errors import InputError
 from edgespec.exporters import export
 from edgespec.exporters.checkpoint import open_checkpoint
 from edgespec.exporters.compare import Reference
 from edgespec.exporters.images import Sight
 from edgespec.exporters.step import Step, prepare, ready
-from edgespec.profiles import load
 from edgespec.progress import Progress
-from edgespec.replay import replay
-from edgespec.runtime.build import binary
 from edgespec.runtime.engine import Engine
 from edgespec.runtime.pictures import read
 from edgespec.runtime.session import Runtime, Settings
-from edgespec.trace import read_trace
 from tests.helpers import tiny_vlm
 
 TOKENS = 24
@@ -42,45 +36,6 @@ WAYS = [
     Settings(max_new_tokens=TOKENS, drafter="both", stop_rule="cost"),
 ]
 TEXT = "well hello there, well hello here, what is well and what is here"
-
-
-@pytest.fixture(scope="session")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[Runtime, Path]]]:
-    """Runtimes over bundles of tiny vision-language models, with the checkpoints they came from."""
-    binary(print)
-    place = tmp_path_factory.mktemp("seeing")
-    made: dict[str, tuple[Runtime, Path]] = {}
-
-    def get(kind: str, splits: bool = False, **more: Any) -> tuple[Runtime, Path]:
-        name = "-".join([kind, str(splits), *(f"{k}={v}" for k, v in more.items())])
-        if name not in made:
-            source = place / f"{kind}-{splits}"
-            if not source.exists():
-                source.mkdir()
-                tiny_vlm.folder(source, kind, splits)
-            if "sees" in more:  # rows of a picture that the draft sees
-                more["draft"] = str(tiny_vlm.draft(place / f"{len(made)}-draft", source, more.pop("sees")))
-            given: dict[str, Any] = {"budget": 128, "block": 32, "widths": (2, 4), "weights": "fp32", **more}
-            config = ExportConfig(str(source), str(place / str(len(made))), **given)
-            bundle = export(config, Progress(quiet=True), Engine)
-            runtime = Runtime.open(bundle.path, threads=1)
-            (entry,) = bundle.manifest.vision
-            runtime.sight = Sight(bundle.path / entry.processor, entry)
-            made[name] = runtime, source
-        return made[name]
-
-    yield get
-    for runtime, _ in made.values():
-        runtime.close()
-
-
-@pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two images of shapes and sizes of their own."""
-    folder, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    for name, size in (("a", (40, 60, 3)), ("b", (60, 30, 3))):
-        Image.fromarray(draw.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{name}.png")
-    return folder / "a.png", folder / "b.png"
 
 
 def transformers_text(source: Path, prompt: str, images: list[Path], tokens: int = TOKENS) -> list[int]:
@@ -232,90 +187,6 @@ def test_a_draft_reads_no_picture(
     assert [c[1] for c in calls if c[0] == "target"][:2] == ["embeds", "embeds"]
 
 
-def test_a_conversation_with_pictures_is_kept_and_cut(
-    seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path], tmp_path: Path
-) -> None:
-    runtime, _ = seeing("llava", draft="layers")
-    session, short = runtime.session(), Settings(max_new_tokens=8)
-    first = session.generate(TEXT, short, images=[pictures[0]])
-    session.snapshot(tmp_path / "kept")
-    second = session.generate("go on", short)
-    other = runtime.session()
-    other.restore(tmp_path / "kept")
-    assert other.generate("go on", short).tokens == second.tokens
-    start = session.tokens.index(tiny_vlm.IMAGE)
-    with pytest.raises(InputError, match=f"{start + 3} tokens end inside a picture"):
-        session.truncate(start + 3)
-    session.truncate(start)
-    session.messages.clear()
-    assert session.generate(TEXT, short, images=[pictures[0]]).tokens == first.tokens
-    damaged = bytearray((tmp_path / "kept").read_bytes())
-    damaged[60] ^= 1
-    (tmp_path / "kept").write_bytes(damaged)
-    with pytest.raises(InputError, match="damaged"):
-        other.restore(tmp_path / "kept")
-
-
-def test_prompts_and_pictures_that_do_not_fit_are_refused(
-    seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path]
-) -> None:
-    runtime, _ = seeing("llava", draft="layers")
-    session = runtime.session()
-    for prompt, images, raw, said in (
-        ("see <image> and <image>", [pictures[0]], False, "2 marks for an image"),
-        ("see <image> and <image>", [pictures[0]], True, "2 marks for an image"),
-        ("see <image>", [], False, "shows an image .<image>. and none is given"),
-        ("see <image>", [], True, "shows an image .<image>. and none is given"),
-    ):
-        with pytest.raises(InputError, match=said):
-            session.generate(prompt, PLAIN, raw=raw, images=images)
-        assert not session.messages and not session.tokens
-    with pytest.raises(InputError, match="places for 0 rows of pictures, and 16 wait"):
-        session.generate([40, 41], PLAIN, images=[pictures[0]])
-    shown = [("read", pictures[0].read_bytes())]  # and a picture among ids is the one among words
-    ids = session.generate([40, *[tiny_vlm.IMAGE] * 16, 41], PLAIN, images=shown).tokens
-    words = runtime.tokenizer.decode([40]), runtime.tokenizer.decode([41])
-    other = runtime.session()
-    assert ids == other.generate("<image>".join(words), PLAIN, raw=True, images=[pictures[0]]).tokens
-    session.truncate(0)
-    ask = runtime.process.ask
-    good = base64.b64encode(np.zeros((3, 28, 28), np.float32).tobytes()).decode()
-    bad = base64.b64encode(np.full((3, 28, 28), np.nan, np.float32).tobytes()).decode()
-    short = base64.b64encode(np.zeros((3, 28, 27), np.float32).tobytes()).decode()
-    for pixels, said in (
-        (bad, "not finite"),
-        (short, "no picture of 3 x 28 x 28"),
-        ("@@@@", "base64"),
-        ("", "base64"),
-    ):
-        with pytest.raises(InputError, match=said):
-            ask("look", session=session.name, pixels=pixels)
-    assert ask("look", session=session.name, pixels=good)["rows"] == 16
-    with pytest.raises(InputError, match="places for 0 rows of pictures, and 16 wait"):
-        ask("generate", session=session.name, tokens=[40, 41])
-    for tokens, more, said in (
-        ([10**6], {}, "outside the vocabulary"),
-        ([40], {"temperature": -1}, "temperature"),
-        ([40, *[tiny_vlm.IMAGE] * 9, 41, *[tiny_vlm.IMAGE] * 7], {}, "9 rows stand together"),
-    ):
-        ask("look", session=session.name, pixels=good)
-        with pytest.raises(InputError, match=said):
-            ask("generate", session=session.name, tokens=tokens, **more)
-        with pytest.raises(InputError, match="and 0 wait"):  # they were for those words alone
-            ask("generate", session=session.name, tokens=[40, *[tiny_vlm.IMAGE] * 16])
-    with pytest.raises(InputError, match="places for 3 rows of pictures, and 0 wait"):
-        ask("generate", session=session.name, tokens=[40, *[tiny_vlm.IMAGE] * 3])
-    assert session.generate(TEXT, PLAIN, images=[pictures[0]]).tokens
-
-
-def test_a_bundle_without_eyes_says_so(opened: Callable[..., Runtime], pictures: tuple[Path, Path]) -> None:
-    session = opened().session()
-    with pytest.raises(InputError, match="reads no images"):
-        session.generate("hello", images=pictures)
-    with pytest.raises(InputError, match="reads no images"):
-        opened().process.ask("look", session=session.name, pixels="AAAA")
-
-
 @pytest.mark.parametrize("kind", ["llava", "idefics3"])
 def test_a_draft_that_sees_fewer_rows_changes_no_text(
     seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path], kind: str, tmp_path: Path
@@ -369,59 +240,6 @@ def test_a_draft_is_told_what_it_sees(
         engine.accept(len(some))
     assert engine.call("draft", said[-1:])["entropy"][0, 0] == pytest.approx(told, rel=1e-5)
     assert any(call[:2] == ["draft", "embeds"] for event in events for call in event["calls"]) == bool(sees)
-
-
-def test_an_interrupted_picture_does_not_stand_in_for_the_next(
-    seeing: Callable[..., tuple[Runtime, Path]],
-    pictures: tuple[Path, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    runtime, _ = seeing("llava", draft="layers")
-    short = Settings(max_new_tokens=6)
-    want = [runtime.session().generate(TEXT, short, images=[p]).tokens for p in pictures]
-    session = runtime.session()
-    for _ in session.stream(TEXT, short, images=[pictures[0]]):
-        break
-    assert session.generate(TEXT, short, images=[pictures[1]]).tokens == want[1] != want[0]
-    session, asked = runtime.session(), runtime.process.ask
-
-    def interrupted(op: str, **fields: Any) -> dict[str, Any]:
-        if op == "look":
-            raise KeyboardInterrupt
-        return asked(op, **fields)
-
-    monkeypatch.setattr(runtime.process, "ask", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        session.generate(TEXT, short, images=[pictures[0]])
-    monkeypatch.undo()
-    assert session.generate(TEXT, short, images=[pictures[1]]).tokens == want[1]
-    gone = tmp_path / "gone.png"
-    gone.write_bytes(pictures[0].read_bytes())
-    session = runtime.session()
-    assert session.generate(TEXT, short, images=[gone]).tokens == want[0]
-    gone.unlink()  # the message holds it
-    assert session.generate("go on", short).stats["tokens_prompt"] < 60
-    session.snapshot(tmp_path / "kept")
-    other = runtime.session()
-    other.restore(tmp_path / "kept")
-    assert other.generate("and so", short).tokens == session.generate("and so", short).tokens
-
-
-@pytest.mark.parametrize("sees", [0, 2])
-def test_a_trace_with_pictures_replays(
-    seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path], sees: int, tmp_path: Path
-) -> None:
-    """Call by call the cache of a draft is as full as it was, commits included."""
-    runtime, _ = seeing("llava", sees=sees, draft_budget=48, block=16)
-    session, how = runtime.session(), Settings(max_new_tokens=24, drafter="draft", stop_rule="fixed")
-    with (tmp_path / "trace").open("w") as trace:
-        session.generate(TEXT, how, images=pictures, trace=trace)
-        session.generate("go on", how, images=[pictures[1]], trace=trace)
-        session.generate("go on", how, trace=trace)
-    run = replay(read_trace(tmp_path / "trace"), load("snapdragon-8-elite"), runtime.bundle)
-    parts = {(part.model, part.kind): part for part in run.parts}
-    assert parts["vision", "vision"].calls == 3 and parts["draft", "commit"].calls > 1
 
 
 def test_odd_sizes_and_the_processor_of_smolvlm(
