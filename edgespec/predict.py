@@ -89,9 +89,9 @@ def _predict(traces: Sequence[tuple[str, Trace]], models: Works, profile: Profil
 
 
 def speed(replays: Sequence[Replay]) -> float:
-    """Tokens after each prompt's first, over the seconds that they took."""
+    """Tokens after each turn's first, those of verify calls, over the seconds that they took."""
     seconds = sum(r.decode_s for r in replays)
-    return sum(r.tokens_new - 1 for r in replays) / seconds if seconds else 0.0
+    return sum(round(r.block_efficiency * r.rounds) for r in replays) / seconds if seconds else 0.0
 
 
 def _shares(replays: Sequence[Replay]) -> tuple[Share, ...]:

@@ -22,6 +22,7 @@ from edgespec.errors import InputError
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 ANIMATED = (".gif", ".apng", ".webp")
 WAITING = 64  # frames of a camera that wait to be looked at; older ones are dropped as unseen
+PIPED = "send Matroska, MPEG-TS or MJPEG: an MP4's index stands at its end, where no pipe gets in time"
 AGAIN = "give a folder of images, a video file, or - for a stream on standard input"
 
 
@@ -101,7 +102,8 @@ def _video(source: Any, name: str) -> Iterator[Frame]:
                 begin = at if begin is None else begin
                 yield Frame(at - begin, f"{name} {number}", partial(_decoded, frame))
     except fault as error:
-        raise InputError(f"{name} is no video that can be read ({error.strerror})", AGAIN) from None
+        hint = AGAIN if isinstance(source, str) else PIPED
+        raise InputError(f"{name} is no video that can be read ({error.strerror})", hint) from None
 
 
 def _live(stdin: BinaryIO, rate: float, stall_s: float) -> Iterator[Frame]:
