@@ -23,6 +23,7 @@ from edgespec.workloads.stream.frames import Frame, frames
 from edgespec.workloads.stream.score import matches, score
 
 NOTHING = io.BytesIO()
+BOMB = b"\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\0;"  # 65,535 pixels a side, and no data
 
 
 def length(a: Any, b: Any) -> float:
@@ -222,6 +223,7 @@ def test_a_stalled_stream_is_given_up() -> None:
         ("a.mp4", b"no video", "a.mp4 is no video that can be read"),
         ("a.mp4", b"", "a.mp4 is no video that can be read"),
         ("a.gif", b"GIF89a but not really", "a.gif cannot be read"),
+        ("a.gif", b"GIF89a" + BOMB, "a.gif cannot be read .*decompression bomb"),
         ("empty", None, "empty holds no frames"),
         ("nothing", ..., "nothing is neither a folder of frames nor a video"),
     ],

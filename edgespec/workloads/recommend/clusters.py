@@ -69,13 +69,13 @@ class Places:
         points = vectors @ self.directions.T - self.mean - np.outer(shares - self.korean, self.slope)
         return euclidean_distances(normalize(points), self.centres)
 
-    def nearest(self, fans: Sequence[Words]) -> np.ndarray:
-        """Each fan's cluster [n]; -1 where none of its words is known."""
-        if not fans:
-            return np.zeros(0, dtype=np.int64)
-        vectors = self.vectors(fans)
-        found = self.distances(fans, vectors).argmin(axis=1)
-        return np.where(vectors.getnnz(axis=1) > 0, found, -1)
+    def nearest(self, fans: Sequence[Words], vectors: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Each fan's cluster [n] and the distance to its centre [n], of fans and their vectors; -1 and 0
+        where none of a fan's words is known.
+        """
+        distances = self.distances(fans, vectors)
+        known = vectors.getnnz(axis=1) > 0
+        return np.where(known, distances.argmin(axis=1), -1), np.where(known, distances.min(axis=1), 0.0)
 
     def save(self, path: Path) -> None:
         """Keep it as arrays of numbers and texts, whole or not at all."""

@@ -90,8 +90,8 @@ def words(places: Places, fans: Iterable[Fan]) -> list[list[str]]:
     sizes = np.zeros(len(places.centres))
     for some in _together(fans):
         counted = [fan.words for fan in some]
-        clusters = places.nearest(counted)
         vectors = places.vectors(counted)
+        clusters, _ = places.nearest(counted, vectors)
         for cluster in set(clusters.tolist()) - {-1}:
             rows = vectors[clusters == cluster]
             sums[cluster] += np.asarray(rows.sum(axis=0)).ravel()
@@ -123,12 +123,9 @@ def typical(
 def _placed(places: Places, fans: Iterable[Fan]) -> Iterator[Placed]:
     for some in _together(fans):
         counted = [fan.words for fan in some]
-        clusters = places.nearest(counted)
-        distances = places.distances(counted, places.vectors(counted))
-        for i, fan in enumerate(some):
-            cluster = int(clusters[i])
-            distance = round(float(distances[i, cluster]), 6) if cluster >= 0 else 0.0
-            yield fan.user, cluster, distance, list(fan.artists)
+        clusters, distances = places.nearest(counted, places.vectors(counted))
+        for fan, cluster, distance in zip(some, clusters.tolist(), distances.tolist(), strict=True):
+            yield fan.user, cluster, round(distance, 6), list(fan.artists)
 
 
 def _together(fans: Iterable[Fan]) -> Iterator[list[Fan]]:

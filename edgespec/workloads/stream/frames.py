@@ -76,16 +76,16 @@ def _thinned(found: Iterator[Frame], rate: float, name: str) -> Iterator[Frame]:
 
 
 def _animated(path: Path) -> Iterator[Frame]:
-    image_type = load("PIL.Image", "open", extra="workloads")
+    opened, bomb = (load("PIL.Image", n, extra="workloads") for n in ("open", "DecompressionBombError"))
     try:
-        with image_type(path) as image:
+        with opened(path) as image:
             time_s = 0.0
             for number in range(getattr(image, "n_frames", 1)):
                 image.seek(number)
                 shown = image.convert("RGB")
                 yield Frame(time_s, f"{path.name} {number}", partial(_bitmap, shown))
                 time_s += float(image.info.get("duration") or 100) / 1000
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, bomb) as error:
         raise InputError(f"{path} cannot be read ({error})", AGAIN) from None
 
 
