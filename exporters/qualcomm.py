@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
 import onnxruntime as ort
 import onnxruntime_qnn
+from onnx import TensorProto, helper
 
 from edgespec.errors import BackendError
 from edgespec.files import discarded
@@ -80,6 +82,17 @@ def compile_into(context: Path, graph: Path, soc: Soc, first: bool, last: bool) 
     opener = (
         context.with_suffix(".onnx") if first else context.parent / graph.name
     )  # the first names the binary
+    try:
+        session = sharing(graph, opener, soc, last)
+    except Exception:
+        give_up(soc)
+        raise
+    opener.rename(context.parent / graph.name)
+    return len(list(nodes_of(session, PROVIDER)))
+
+
+def sharing(graph: Path, opener: Path, soc: Soc, last: bool) -> ort.InferenceSession:
+    """A session that adds its graph to the context binary that the process has begun, or begins one."""
     settings = {
         "ep.context_enable": "1",
         "ep.context_embed_mode": "0",
@@ -87,9 +100,21 @@ def compile_into(context: Path, graph: Path, soc: Soc, first: bool, last: bool) 
         "ep.share_ep_contexts": "1",
         "ep.stop_share_ep_contexts": str(int(last)),
     }
-    session = session_of(graph, soc, WHOLE | settings, enable_htp_weight_sharing="1")
-    opener.rename(context.parent / graph.name)
-    return len(list(nodes_of(session, PROVIDER)))
+    return session_of(graph, soc, WHOLE | settings, enable_htp_weight_sharing="1")
+
+
+def give_up(soc: Soc) -> None:
+    """End a context binary that lacks its last graph, for the next one would get its graphs and its name.
+
+    The provider remembers an unfinished binary as long as the process lives and has no call that forgets it,
+    so a graph of one operation is compiled as its last, into a folder that goes away.
+    """
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 8)) for name in "xy"]
+    made = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "last", ends[:1], ends[1:])
+    with TemporaryDirectory() as folder:
+        graph = Path(folder, "last.onnx")
+        onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), graph)
+        sharing(graph, Path(folder, "unfinished.onnx"), soc, True)
 
 
 def stated(opener: Path) -> tuple[int, int, tuple[str, ...]]:

@@ -340,6 +340,30 @@ def test_an_export_that_does_not_compile_names_the_node_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_context_given_up_leaves_the_next_nothing(tmp_path: Path) -> None:
+    def graph(op: str) -> Path:
+        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 8)) for name in "xy"]
+        made = helper.make_graph([helper.make_node(op, ["x"], ["y"])], op, ends[:1], ends[1:])
+        path = tmp_path / f"{op}.onnx"
+        onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+        return path
+
+    def context(name: str, *ops: str) -> dict[str, int]:
+        place = tmp_path / name
+        place.mkdir()
+        for i, op in enumerate(ops):
+            qualcomm.compile_into(place / name, graph(op), SOCS["8-elite"], i == 0, i == len(ops) - 1)
+        return {path.name: path.stat().st_size for path in place.iterdir()}
+
+    alone = context("alone", "Relu", "Sigmoid")
+    for ops in ("Tanh", "Erf", "Sigmoid"), ("Tanh", "Erf"), ("Erf",):
+        with pytest.raises(Exception, match="default CPU EP"):
+            context("-".join(ops), *ops)
+    after = context("after", "Relu", "Sigmoid")
+    assert set(after) == {"Relu.onnx", "Sigmoid.onnx", "after_qnn.bin"}
+    assert after["after_qnn.bin"] == alone["alone_qnn.bin"]
+
+
 def test_a_bundle_for_a_cpu_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = make(tmp_path / "x.bundle", "cpu")
     assert main(["check", str(bundle.path), "--npu", "qualcomm", "-q"]) == 2
