@@ -16,6 +16,8 @@ from edgespec.config_stream import StreamConfig
 from edgespec.console import Terminated, print_json
 from edgespec.progress import Progress
 
+PICTURE_BYTES = 16 << 20  # a stream never goes back, but where a step was interrupted
+
 
 def stream(config: StreamConfig, as_json: bool, progress: Progress) -> int:
     """Watch frames as they come and say what there is to say, when there is something to say."""
@@ -66,7 +68,7 @@ def _watched(
     costs = stack.enter_context(predicted_costs(config.bundle, config.device))
     runtime = stack.enter_context(opened(config, progress, costs))
     give_sight(runtime)
-    coach = Coach(runtime.session(), config.prompt or PROMPT, settings(config), trace)
+    coach = Coach(runtime.session(PICTURE_BYTES), config.prompt or PROMPT, settings(config), trace)
     pace: Any = measured
     if config.device:
         pace = Predicted(profile_of(config.device), of_bundle(runtime.bundle))

@@ -144,10 +144,14 @@ class Runtime:
         """End the process and every session in it."""
         self.process.close()
 
-    def session(self) -> Session:
-        """A new conversation."""
+    def session(self, picture_bytes: int | None = None) -> Session:
+        """A new conversation.
+
+        Its pictures' rows are kept to be absorbed again where it is cut back, the oldest no longer than
+        `picture_bytes` hold them (None: the runtime's own limit).
+        """
         self.opened += 1
-        return Session(self, f"session {self.opened}")
+        return Session(self, f"session {self.opened}", picture_bytes)
 
     def tune(self, runs: int, advance: Advance) -> dict[str, Any]:
         """What a call costs at each width, do widths agree there, and how good the draft is."""
@@ -207,14 +211,15 @@ class Runtime:
 class Session:
     """One conversation: what was said (`messages`), its token ids, and its caches in the runtime."""
 
-    def __init__(self, runtime: Runtime, name: str) -> None:
+    def __init__(self, runtime: Runtime, name: str, picture_bytes: int | None = None) -> None:
         self.runtime, self.name = runtime, name
         self.messages: list[Message] = []
         self.tokens: list[int] = []
         self.seen: list[str] = []  # the pictures among them
         self.answer = Answer("", (), "")
         self.unsure = False  # whether the runtime may have absorbed more than `tokens`
-        runtime.process.ask("open", session=name)
+        limit = {} if picture_bytes is None else {"picture_bytes": picture_bytes}
+        runtime.process.ask("open", session=name, **limit)
 
     def close(self) -> None:
         """Give back its memory."""
@@ -351,9 +356,9 @@ class Session:
         for entry in self.runtime.bundle.manifest.vision:
             same, absorbed = shared(ids, same, names(pictures), self.seen, entry)
             pictures = pictures[absorbed:]
-        self.messages = messages
         if same < len(self.tokens):
             self.truncate(same)
+        self.messages = messages
         return ids[same:], pictures
 
     def _blind(self, ids: list[int]) -> list[int]:

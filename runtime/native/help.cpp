@@ -18,7 +18,9 @@ standard output. Tokens are ids of the bundle's tokenizer; texts are the driver'
 The first line is {"event":"ready",...}. Every answer carries the request's id; a request that fails gets
 {"id":..,"event":"error","error":..,"hint":..} and the sessions live on.
 
-  {"op":"open","id":1,"session":"a"}            a conversation; its caches are made here
+  {"op":"open","id":1,"session":"a","picture_bytes":N}
+      a conversation; its caches are made here. Of a bundle that reads images, the rows of pictures are kept to be absorbed
+      again where the conversation is cut back, the oldest no longer than N bytes hold them (default: 256 MiB)
   {"op":"generate","id":2,"session":"a","tokens":[..],"max_new_tokens":128,"temperature":0,"top_k":0,"top_p":1,
    "min_p":0,"repetition_penalty":1,"seed":0,"drafter":"auto|draft|ngram|both|none",
    "stop_rule":"cost|adaedl|confidence|fixed","draft_tokens":K,"threshold":0.5,"lambda":0.7,"acceptance":0.9,

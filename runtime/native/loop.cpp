@@ -79,7 +79,7 @@ class Loop {
             // A few tokens go through a narrow graph, where one gives the same bits.
             const int narrow = costs_.widths_agree && !seen ? costs_.width_for(rows) : 0;
             const char* kind = seen ? "embeds" : narrow == 0 ? "prefill" : narrow == 1 ? "decode" : "verify";
-            last = c_.target.call(kind, narrow ? narrow : block, tokens, rows, c_.heard.features.data());
+            last = c_.target.call(kind, narrow ? narrow : block, tokens, rows, c_.heard.features.data(), int64_t(c_.heard.gone));
             if (narrow) last.logits += int64_t(rows - 1) * target_.head_rows, last.argmax += rows - 1;
             c_.target.accept(rows);
             c_.target.commit_if_full();
@@ -179,8 +179,9 @@ class Loop {
             const bool wide = left > FEW || pictured(tokens, std::min(left - 1, width));
             const int rows = std::min({left - 1, wide ? block : width, state.room()});
             if (rows < 1) return false;  // past the draft's last position
+            if (std::any_of(tokens, tokens + rows, [&](int token) { return token < 0 && size_t(-1 - token) < c_.drafted.gone; })) return false;
             const char* kind = pictured(tokens, rows) ? "embeds" : rows > width ? "prefill" : "draft";
-            state.call(kind, *kind == 'd' ? width : block, tokens, rows, c_.drafted.features.data());
+            state.call(kind, *kind == 'd' ? width : block, tokens, rows, c_.drafted.features.data(), int64_t(c_.drafted.gone));
             ++summary_.draft_calls;
             state.accept(rows);
             state.commit_if_full();

@@ -12,19 +12,24 @@
 
 namespace edgespec {
 
-// What a model was told: a row of a picture is a token below 0, -1 - i for the i-th of `features`. `waiting` are those of
-// pictures that the next words show.
+// What a model was told: a row of a picture is a token below 0, -1 - i for the i-th. `features` are the rows' but for the first
+// `gone` ones, which are kept no longer; `waiting` are those of pictures that the next words show.
 struct Text {
     std::vector<int> tokens;
     std::vector<float> features, waiting;
+    size_t gone = 0;
 };
+
+constexpr int64_t MOST_FEATURES = 256 << 20;  // 27 images of a LLaVA-7B
 
 // A conversation: every token so far, and the caches that have absorbed a beginning of it. The draft has it without pictures,
 // or with fewer rows of each.
 class Conversation {
   public:
-    Conversation(Model& target, Model* draft, const VisionEntry* vision = nullptr);
+    // Of each model's features as many bytes stay as `most_features`, but those that are yet to be absorbed: the oldest go.
+    Conversation(Model& target, Model* draft, const VisionEntry* vision = nullptr, int64_t most_features = MOST_FEATURES);
 
+    // An Error where rows of pictures would have to be absorbed anew that are kept no longer.
     void truncate(int tokens);
     int64_t bytes() const;
 
@@ -45,6 +50,12 @@ class Conversation {
     const VisionEntry* vision;
     State target;
     std::optional<State> draft;
+
+  private:
+    size_t rows_before(int tokens) const;  // of pictures
+    void forget(Text& text, int hidden, int rows, size_t absorbed) const;
+
+    int64_t most_features_;
 };
 
 // Pictures belong to the words that come next, whatever becomes of these.

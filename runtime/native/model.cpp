@@ -110,7 +110,7 @@ void State::follow(const std::vector<int>& text) {
     }
 }
 
-Result State::call(const std::string& kind, int width, const int* tokens, int rows, const float* features) {
+Result State::call(const std::string& kind, int width, const int* tokens, int rows, const float* features, int64_t first) {
     if (rows < 1 || rows > width || rows > room())
         throw Error("a call of " + std::to_string(rows) + " rows with room for " + std::to_string(room()), "this is a bug of the runtime; please report it");
     cache.fit(cache.count() + rows);
@@ -124,7 +124,7 @@ Result State::call(const std::string& kind, int width, const int* tokens, int ro
         const int64_t hidden = model_.entry.hidden;
         auto* own = o.at<float>("features");
         for (int i = 0; i < rows; ++i)
-            if (tokens[i] < 0) std::copy_n(features + (-1 - int64_t(tokens[i])) * hidden, hidden, own + i * hidden);
+            if (tokens[i] < 0) std::copy_n(features + (-1 - int64_t(tokens[i]) - first) * hidden, hidden, own + i * hidden);
     }
     run(o, rows);
     last_ = &o;
@@ -156,10 +156,15 @@ void State::accept(int rows) {
     cache.grow(rows);
 }
 
+int State::position_after(int cut) const {
+    const int left = std::max(0, cut - 1), away = cache.position() - left;
+    return away <= 0 ? cache.position() : away <= cache.removable() ? left : 0;
+}
+
 void State::cut(int tokens) {
     context.forget(tokens);
-    const int away = cache.position() - std::max(0, tokens - 1);
-    if (away <= 0) return;
+    const int left = position_after(tokens), away = cache.position() - left;
+    if (away == 0) return;
     if (away <= cache.removable()) cache.roll_back(away);
     else cache.clear();
 }

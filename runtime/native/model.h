@@ -66,8 +66,8 @@ class State {
     explicit State(Model& model) : cache(model.entry), context(model.entry), model_(model) {}
 
     // Absorb tokens through a graph of this kind and width; nothing is counted before `accept`.
-    // An embeds graph takes a row of `features` for a token below 0: the i-th for -1 - i.
-    Result call(const std::string& kind, int width, const int* tokens, int rows, const float* features = nullptr);
+    // An embeds graph takes a row of features for a token below 0: the i-th of all for -1 - i; those from `first` on are given.
+    Result call(const std::string& kind, int width, const int* tokens, int rows, const float* features = nullptr, int64_t first = 0);
     // Let the context rows be those of this text.
     void follow(const std::vector<int>& text);
     // Count the first rows of the last call as filled; a commit must not wait beyond `commit_if_full`.
@@ -75,6 +75,7 @@ class State {
     // Hold no more than the first tokens of a text but the last, which is absorbed anew for its logits. Rows since the last
     // commit come off the end; for more, everything is absorbed again.
     void cut(int tokens);
+    int position_after(int cut) const;  // how much would be absorbed then
     void commit_if_full();  // and observe, where a block is full and the policy carries a score
     // Rows that a call may hold now: before a commit, and before the model's last position.
     int room() const;

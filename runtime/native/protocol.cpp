@@ -260,9 +260,10 @@ class Server : public Listener {
 
     Json open(Fields& f) {
         const std::string name = f.text("session");
+        const int64_t most = f.whole("picture_bytes", MOST_FEATURES, 0, INT64_MAX);
         f.done();
         if (sessions_.count(name)) throw Error("session " + Json(name.substr(0, 60)).dump(-1, ' ', true) + " is open already", "choose another name, or close it");
-        auto made = std::make_unique<Conversation>(*target_, draft_.get(), eye_ ? &eye_->entry : nullptr);
+        auto made = std::make_unique<Conversation>(*target_, draft_.get(), eye_ ? &eye_->entry : nullptr, most);
         if (!Spare::hold()) throw std::bad_alloc();  // the others need it
         const int64_t bytes = made->bytes();
         sessions_[name] = std::move(made);

@@ -12,15 +12,15 @@ namespace edgespec {
 namespace {
 
 constexpr char MAGIC[8] = {'e', 'd', 'g', 'e', 's', 'n', 'a', 'p'};
-constexpr uint32_t VERSION = 4;
+constexpr uint32_t VERSION = 5;
 const char* const HINT = "use a snapshot that this bundle's session wrote";
 
-// magic, version, bundle, tokens, rows of pictures; then for target and draft: count, position, bytes; then all tokens, the
-// rows' features, all bytes; a checksum.
+// magic, version, bundle, tokens, rows of pictures, and of the target's and the draft's those that are gone; then for target and draft: count, position, bytes; then all tokens, the
+// other rows' features, all bytes; a checksum.
 struct Header {
     char magic[8];
     uint32_t version, tokens;
-    uint64_t bundle, rows;
+    uint64_t bundle, rows, gone, gone_draft;
     struct Part { uint32_t count, position; uint64_t bytes; } target, draft;
 };
 
@@ -61,7 +61,7 @@ int64_t save(const Conversation& c, uint64_t bundle, const std::string& path) {
     std::vector<char> target, draft;
     Header h{};
     std::memcpy(h.magic, MAGIC, sizeof MAGIC);
-    h.version = VERSION, h.tokens = uint32_t(c.history().size()), h.bundle = bundle, h.rows = c.pictured;
+    h.version = VERSION, h.tokens = uint32_t(c.history().size()), h.bundle = bundle, h.rows = c.pictured, h.gone = c.heard.gone, h.gone_draft = c.drafted.gone;
     h.target = part(c.target, target);
     if (c.draft) h.draft = part(*c.draft, draft);
     const std::vector<float>&heard = c.heard.features, &drafted = c.drafted.features;
@@ -95,13 +95,14 @@ void restore(Conversation& c, uint64_t bundle, const std::string& path) {
     // Before any of it is believed: a text is bounded, or by what the file holds.
     const int64_t most = c.target.entry().compact ? int64_t(found.st_size) / int64_t(sizeof(int)) : c.target.entry().positions + 1;
     const uint64_t bytes_row = uint64_t(c.target.entry().hidden) * sizeof(float);
-    if (int64_t(h.tokens) > most || h.rows > h.tokens || h.rows > uint64_t(found.st_size) / bytes_row) throw Error(path + " is damaged: its sizes make no sense", HINT);
+    if (int64_t(h.tokens) > most || h.rows > h.tokens || h.gone > h.rows || h.rows - h.gone > uint64_t(found.st_size) / bytes_row) throw Error(path + " is damaged: its sizes make no sense", HINT);
     check(h.target, c.target, h.tokens, path);
     if (c.draft) check(h.draft, *c.draft, h.tokens, path);
     else if (h.draft.bytes) throw Error(path + " is of a bundle with a draft", HINT);
     std::vector<int> history(h.tokens);
     const uint64_t fewer = c.vision && c.draft ? h.rows / uint64_t(c.vision->rows) * uint64_t(c.vision->draft_rows) : 0;
-    std::vector<float> features(size_t(h.rows * bytes_row / sizeof(float))), drafted(fewer ? size_t(fewer) * size_t(c.draft->entry().hidden) : 0);
+    if (h.gone_draft > fewer) throw Error(path + " is damaged: its sizes make no sense", HINT);
+    std::vector<float> features(size_t((h.rows - h.gone) * bytes_row / sizeof(float))), drafted(fewer ? size_t(fewer - h.gone_draft) * size_t(c.draft->entry().hidden) : 0);
     std::vector<char> target(h.target.bytes), draft(h.draft.bytes);
     uint64_t sum = 0;
     bool whole = file.read(history.data(), history.size() * sizeof(int)) && file.read(features.data(), features.size() * sizeof(float)) &&
@@ -110,17 +111,19 @@ void restore(Conversation& c, uint64_t bundle, const std::string& path) {
     const uint64_t expected = file.sum;
     whole = whole && file.read(&sum, sizeof sum) && sum == expected && std::fgetc(file.at) == EOF;
     if (!whole) throw Error(path + " is damaged: its checksum does not fit", HINT);
-    uint64_t rows = 0, words = 0;  // rows of pictures follow one another
+    uint64_t rows = 0, words = 0, absorbed = 0;  // rows of pictures follow one another
     for (const int token : history) {
+        if (rows + words == h.target.position) absorbed = rows;
         const bool row = c.vision && token == -1 - int64_t(rows);
         if (!row && c.vision && rows % uint64_t(c.vision->rows)) throw Error(path + " is damaged: a picture in it is cut short", HINT);
         if (!row && (token < 0 || token >= c.target.entry().vocab)) throw Error(path + " holds a token outside the vocabulary", HINT);
         rows += row, words += !row;
     }
-    if (rows != h.rows || (c.vision && rows % uint64_t(c.vision->rows)) || (c.draft && h.draft.position > words + fewer))
+    if (rows != h.rows || (h.target.position < h.tokens && absorbed < h.gone) || (c.vision && rows % uint64_t(c.vision->rows)) || (c.draft && h.draft.position > words + fewer))
         throw Error(path + " is damaged: its sizes make no sense", HINT);
     c.truncate(0);
     c.heard.features = std::move(features), c.drafted.features = std::move(drafted);
+    c.heard.gone = size_t(h.gone), c.drafted.gone = size_t(h.gone_draft);
     for (const int token : history) token < 0 ? c.see() : c.push(token);
     c.target.cache.load(target, int(h.target.count), int(h.target.position));
     if (!c.draft) return;

@@ -13,7 +13,7 @@ import pytest
 from edgespec.errors import InputError
 from edgespec.profiles import load
 from edgespec.replay import replay
-from edgespec.runtime.session import Runtime, Settings
+from edgespec.runtime.session import Answer, Runtime, Session, Settings
 from edgespec.trace import read_trace
 from tests.helpers import tiny_vlm
 
@@ -44,6 +44,37 @@ def test_a_conversation_with_pictures_is_kept_and_cut(
     (tmp_path / "kept").write_bytes(damaged)
     with pytest.raises(InputError, match="damaged"):
         other.restore(tmp_path / "kept")
+
+
+@pytest.mark.parametrize("sees", [0, 2])
+def test_old_pictures_are_kept_no_longer_than_the_session_asks(
+    seeing: Callable[..., tuple[Runtime, Path]], pictures: tuple[Path, Path], tmp_path: Path, sees: int
+) -> None:
+    runtime, _ = seeing("llava", sees=sees, draft_budget=48, block=16)
+    short = Settings(max_new_tokens=8, drafter="draft", stop_rule="fixed")
+    whole, session, other = runtime.session(), runtime.session(picture_bytes=0), runtime.session()
+
+    def say(at: Session, text: str, *images: Path) -> Answer:
+        return at.generate(text, short, raw=True, images=images)
+
+    for at in (whole, session):
+        first = say(at, f"<image>{TEXT}", pictures[0])
+        for image in (pictures[1], pictures[0]):
+            say(at, f"<image>{TEXT}", image)
+    bytes_of = {s["session"]: s["bytes"] for s in runtime.process.ask("sessions")["sessions"]}
+    assert session.tokens == whole.tokens and bytes_of[session.name] < bytes_of[whole.name]
+    session.snapshot(tmp_path / "kept")
+    other.restore(tmp_path / "kept")
+    second = [i for i, token in enumerate(session.tokens) if token == tiny_vlm.IMAGE][31] + 2
+    want = say(whole, TEXT)
+    for at in (other, session):  # what their caches hold they need not absorb again
+        answer = say(at, TEXT)
+        assert answer.tokens == want.tokens and answer.stats["draft_calls"] == want.stats["draft_calls"] > 0
+        with pytest.raises(InputError, match=f"among the first {second} tokens .* kept no longer"):
+            at.truncate(second)
+        assert at.tokens == whole.tokens
+        at.truncate(0)
+        assert say(at, f"<image>{TEXT}", pictures[0]).tokens == first.tokens
 
 
 def test_prompts_and_pictures_that_do_not_fit_are_refused(

@@ -106,13 +106,16 @@ def test_turns_instead(bundle: str, shown: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_drafts_change_no_word_of_an_endless_stream(bundle: str) -> None:
-    """Past the trained 512 positions, with the cache evicting all the time."""
+    """Past the trained 512 positions, with the cache evicting all the time, in memory that does not grow."""
     told: dict[str, list[tuple[str, str]]] = {}
+    limit = 64 << 10
     with Runtime.open(bundle, threads=1) as runtime:
         (entry,) = runtime.bundle.manifest.vision
+        bytes_row = 4 * runtime.bundle.manifest.models[0].spec.hidden
         runtime.sight = Sight(runtime.bundle.path / entry.processor, entry)
         for drafter in ("none", "ngram", "draft"):
-            session = runtime.session()
+            session = runtime.session(picture_bytes=limit)
+            (caches,) = (s["bytes"] for s in runtime.process.ask("sessions")["sessions"])
             coach = Coach(session, PROMPT, Settings(max_new_tokens=24, drafter=drafter))
             frames = (
                 Frame(i / 4, str(i), lambda i=i: tiny_coach.frame(i % 7 in (2, 5), i)) for i in range(110)
@@ -120,6 +123,8 @@ def test_drafts_change_no_word_of_an_endless_stream(bundle: str) -> None:
             seen = [moment for moment, _ in watch(frames, coach, Constant(100.0))]
             told[drafter] = [(m.frame, m.text) for m in seen if m.text]
             assert len(session.tokens) > 512 and len(told[drafter]) > 10
+            (held,) = (s["bytes"] for s in runtime.process.ask("sessions")["sessions"])
+            assert 0 < held - caches <= limit < session.tokens.count(entry.token) * bytes_row
             session.close()
     assert told["none"] == told["ngram"] == told["draft"]
 
