@@ -6,13 +6,13 @@ Layers with a sliding window need no graph: they keep the newest N, whatever the
 
 from __future__ import annotations
 
-import logging
-import warnings
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from edgespec.errors import BundleError
 from edgespec.exporters.lower_codes import STEPS8
 from edgespec.exporters.scores import Layer, carrying, score_of
+from edgespec.exporters.to_onnx import to_onnx
 from edgespec.spec import (
     CacheSpec,
     GraphSpec,
@@ -212,10 +213,25 @@ def policy_graph(
     The budget may be smaller than that bucket: a graph reads the first M = N + B rows.
     """
     module, graph = policy_module(kind, spec, cache, file, bucket, turn)
+    if turn is None:
+        made = _exported_once(kind, cache, spec.softcap, graph.inputs, graph.outputs)
+        return ir.from_proto(made), graph
     model = exported(module, graph.inputs, graph.outputs)
-    if turn is not None:
-        turn.name(model)
+    turn.name(model)
     return model, graph
+
+
+@lru_cache(maxsize=64)
+def _exported_once(
+    kind: str,
+    cache: CacheSpec,
+    softcap: float,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+) -> onnx.ModelProto:
+    """A graph that depends on nothing else: target and draft, and models of one shape, share it."""
+    module = Policy(kind, cache, softcap, [t.name for t in inputs], None)
+    return ir.to_proto(exported(module, inputs, outputs))
 
 
 def policy_module(
@@ -241,20 +257,8 @@ def exported(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[T
         torch.ones(1, dtype=torch.int32) if t.name == "count" else torch.randn(t.shape, generator=noise)
         for t in inputs
     )
-    for name in ("onnxscript", "torch.onnx"):  # or every graph comes with lines about torchvision
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module,
-            examples,
-            dynamo=True,
-            opset_version=23,
-            verbose=False,
-            input_names=[t.name for t in inputs],
-            output_names=[t.name for t in outputs],
-        )
-    model = program.model
+    names = {"input_names": [t.name for t in inputs], "output_names": [t.name for t in outputs]}
+    model = to_onnx(module, examples, **names)
     decode_inputs(model, inputs)
     for noted in (
         model,

@@ -7,8 +7,6 @@ value.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +19,7 @@ from onnxscript.values import Op, Opset
 
 from edgespec.errors import InputError
 from edgespec.exporters.step import Skeleton, trace
+from edgespec.exporters.to_onnx import to_onnx
 from edgespec.spec import ModelSpec
 
 DOMAIN = "edgespec"
@@ -101,27 +100,17 @@ def translations() -> dict[Any, Any]:
 
 def build_program(bones: Skeleton, spec: ModelSpec) -> Program:
     """Trace a skeleton into a Program; InputError where the model cannot be traced."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            onnx_program = torch.onnx.export(
-                trace(bones.model, spec),
-                dynamo=True,
-                opset_version=23,
-                verbose=False,
-                optimize=False,
-                custom_translation_table=translations(),
-            )
-        except InputError:
-            raise
-        except Exception as error:  # torch.export and torch.onnx.export raise many kinds
-            first = (str(error).strip() or type(error).__name__).splitlines()[0].split("\x1b")[0].strip()
-            raise InputError(
-                f"{spec.family} cannot be traced with fixed shapes: {first}",
-                "its code depends on values that only exist at run time; choose another model",
-            ) from error
-    ir_model = onnx_program.model
+    try:
+        traced = trace(bones.model, spec)
+        ir_model = to_onnx(traced, optimize=False, custom_translation_table=translations())
+    except InputError:
+        raise
+    except Exception as error:  # torch.export and torch.onnx.export raise many kinds
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].split("\x1b")[0].strip()
+        raise InputError(
+            f"{spec.family} cannot be traced with fixed shapes: {first}",
+            "its code depends on values that only exist at run time; choose another model",
+        ) from error
     graph = ir_model.graph
     shapes: dict[str, tuple[int, ...]] = {}
     for name, value in list(graph.initializers.items()):
