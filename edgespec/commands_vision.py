@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from edgespec.config_vision import VisionEvalConfig, VisionExportConfig, VisionTrainConfig
+from edgespec.config_vision import VisionEvalConfig, VisionExportConfig, VisionTrainConfig, VisionTuneConfig
 from edgespec.console import load, print_json
 from edgespec.files import written_whole
 from edgespec.progress import Progress
@@ -26,6 +26,22 @@ def vision_train_selector(config: VisionTrainConfig, as_json: bool, progress: Pr
         progress.note(f"of the half that it would choose, {same[0]:.1%} -> {same[1]:.1%} are chosen")
     given = f"--selectors {config.output} --images {config.images}"
     progress.note(f"next: edgespec vision eval {config.model} {given} -o OUT")
+    return 0
+
+
+def vision_tune(config: VisionTuneConfig, as_json: bool, progress: Progress) -> int:
+    """Train an image encoder on with fewer tokens in its layers, to give the whole one's features."""
+    config.check()
+    facts = load("edgespec.exporters.vision_tuning", "tune", extra="vision")(config, progress)
+    if as_json:
+        print_json("vision.tune", facts)
+    else:
+        print(config.output)
+        before, after = (facts[f"similarity_{when}"] for when in ("before", "after"))
+        progress.note(f"likeness to the whole encoder's features, held out: {before:.4f} -> {after:.4f}")
+    chosen = f" --selectors {config.output}/selectors.safetensors" if config.selectors else ""
+    given = f"--method {config.method}{chosen} --keep {config.keep}"
+    progress.note(f"next: edgespec vision export {config.output} {given} -o OUT")
     return 0
 
 
@@ -69,6 +85,7 @@ def vision_export(config: VisionExportConfig, as_json: bool, progress: Progress)
 
 COMMANDS: tuple[tuple[Callable[..., int], type], ...] = (
     (vision_train_selector, VisionTrainConfig),
+    (vision_tune, VisionTuneConfig),
     (vision_eval, VisionEvalConfig),
     (vision_export, VisionExportConfig),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from edgespec.errors import InputError
@@ -12,6 +13,8 @@ MODEL = "Hugging Face folder of an image encoder (ViT, DeiT, DINOv2, SigLIP, CLI
 METHODS = ("tosa", "merge")
 BYPASS = ("nearest", "plain")
 SELECTORS = "file of edgespec vision train-selector"
+METHOD = "tosa leaves patches out by selectors, merge lets alike ones pass as one"
+BYPASSING = "what a left-out patch takes of a layer (tosa): the change of the patch most like it, or nothing"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,35 @@ class VisionTrainConfig:
         between("rate", self.rate, 1e-8, 1)
         between("batch", self.batch, 1, 2**12)
         check_place("output", self.output)
+        return self
+
+
+@dataclass(frozen=True)
+class VisionTuneConfig:
+    """`edgespec vision tune`: which encoder, pruned how, on what images, and for how long."""
+
+    model: str = flag(MODEL, positional=True)
+    images: str = flag("folder of images to learn from; every tenth is measured on instead")
+    output: str = flag("the tuned model's folder, which must not exist", short="-o")
+    keep: float = flag("part of the patches that stays in a pruned layer")
+    method: str = flag(METHOD, "merge", choices=METHODS)
+    selectors: str = flag(SELECTORS + "; tosa needs it", "")
+    bypass: str = flag(BYPASSING, "nearest", choices=BYPASS)
+    steps: int = flag("steps of the optimizer", 300)
+    rate: float = flag("the highest learning rate", 1e-4)
+    batch: int = flag("images of one step", 4)
+    seed: int = flag("of the order of the images", 0)
+
+    def check(self) -> VisionTuneConfig:
+        """Itself, or an InputError for the first value that cannot work."""
+        between("keep", self.keep, 0.01, 0.99)
+        between("steps", self.steps, 1, 2**24)
+        between("rate", self.rate, 1e-8, 1)
+        between("batch", self.batch, 1, 2**12)
+        check_selectors(self.method, self.selectors)
+        check_place("output", self.output)
+        if os.path.lexists(self.output):
+            raise InputError(f"{self.output} exists", "choose another folder with -o")
         return self
 
 
@@ -79,19 +111,13 @@ class VisionExportConfig:
 
     model: str = flag(MODEL, positional=True)
     output: str = flag("folder of vision.onnx and vision.json", short="-o")
-    method: str = flag(
-        "tosa leaves patches out by selectors, merge lets alike ones pass as one", "tosa", choices=METHODS
-    )
+    method: str = flag(METHOD, "tosa", choices=METHODS)
     selectors: str = flag(SELECTORS + "; tosa needs it", "")
     keep: float = flag("part of the patches that stays in a pruned layer; 1: all", 1.0)
     flops: float = flag(
         "part of the layers' FLOPs instead: each layer keeps what serves best; needs --images", 0.0
     )
-    bypass: str = flag(
-        "what a left-out patch takes of a layer (tosa): the change of the patch most like it, or nothing",
-        "nearest",
-        choices=BYPASS,
-    )
+    bypass: str = flag(BYPASSING, "nearest", choices=BYPASS)
     images: str = flag("folder of images: to choose by, and to check the graph with", "")
     soc: str = flag("compile for this Qualcomm chip too", "", choices=("", *NAMES))
 
@@ -104,11 +130,18 @@ class VisionExportConfig:
             raise InputError("keep and flops both say how many patches stay", "give one of them")
         if self.flops and not self.images:
             raise InputError("what each layer keeps is chosen on images", "give a folder with --images")
-        if (self.flops or self.keep < 1) and self.method == "tosa" and not self.selectors:
-            hint = "train them (edgespec vision train-selector), or use --method merge"
-            raise InputError("patches are chosen by selectors", hint)
-        if self.selectors and self.method == "merge":
-            raise InputError("merging has no use for selectors", "leave --selectors or --method out")
-        if self.selectors:
-            check_file("selectors", self.selectors)
+        check_selectors(
+            self.method if self.flops or self.keep < 1 or self.selectors else "merge", self.selectors
+        )
         return self
+
+
+def check_selectors(method: str, selectors: str) -> None:
+    """A method that needs selectors has a file of them, and the other none."""
+    if method == "tosa" and not selectors:
+        hint = "train them (edgespec vision train-selector), or use --method merge"
+        raise InputError("patches are chosen by selectors", hint)
+    if selectors and method == "merge":
+        raise InputError("merging has no use for selectors", "leave --selectors or --method out")
+    if selectors:
+        check_file("selectors", selectors)

@@ -17,7 +17,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from edgespec.config_vision import VisionEvalConfig, VisionExportConfig, VisionTrainConfig
+from edgespec.config_vision import (
+    VisionEvalConfig,
+    VisionExportConfig,
+    VisionTrainConfig,
+    VisionTuneConfig,
+)
 from edgespec.errors import InputError
 from edgespec.exporters import selector_training
 from edgespec.exporters.checkpoint import open_checkpoint
@@ -57,18 +62,41 @@ def open_encoder(word: str) -> tuple[Encoder, Pixels, str]:
     Of a vision-language model it is the encoder up to the layer whose features are used.
     """
     folder = Path(word)
+    if config_of(folder).model_type in WHOLE_MODELS:
+        whole = open_checkpoint(word)
+        return encoder_and_projector(images_of(whole), whole.source)[0], Pixels(folder), whole.digest
+    model, _, pixels, digest = opened_model(word)
+    return encoder_of(model, pixels.size), pixels, digest
+
+
+def config_of(folder: Path) -> Any:
+    """A folder's configuration; InputError where it is no model's."""
     if not (folder / "config.json").is_file() or not (folder / WEIGHTS).is_file():
         hint = "name a Hugging Face folder of an image encoder"
         raise InputError(f"{folder} holds no config.json and {WEIGHTS}", hint)
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise unreadable(folder, error) from None
+
+
+def unreadable(folder: Path, error: Exception) -> InputError:
+    """What a folder is that Transformers does not read."""
+    first = str(error).strip().split("\n")[0]
+    return InputError(f"{folder.name} is no model that can be read ({first})", "download it again")
+
+
+def opened_model(word: str) -> tuple[Any, set[str], Pixels, str]:
+    """A Transformers image encoder, the parameters that its file lacks and features do not need, its
+    processor, and the weights' SHA-256.
+    """
+    folder = Path(word)
+    config = config_of(folder)
     pixels = Pixels(folder)
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        if config.model_type in WHOLE_MODELS:
-            whole = open_checkpoint(word)
-            return encoder_and_projector(images_of(whole), whole.source)[0], pixels, whole.digest
         kind = getattr(transformers, INSIDE[config.model_type]) if config.model_type in INSIDE else None
         if kind is None and config.model_type not in FAMILIES:
             raise InputError(
@@ -83,14 +111,16 @@ def open_encoder(word: str) -> tuple[Encoder, Pixels, str]:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise InputError(
-            f"{folder.name} is no model that can be read ({first})", "download it again"
-        ) from None
+        raise unreadable(folder, error) from None
     if absent := sorted(name for name in loaded["missing_keys"] if not name.startswith(UNUSED)):
         hint = "use a checkpoint that holds the whole encoder"
         raise InputError(f"{folder.name} lacks {absent[0]} (of {len(absent)} that it needs)", hint)
-    return encoder_of(model, pixels.size), pixels, sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    return model, set(loaded["missing_keys"]), pixels, sha256_of(folder / WEIGHTS)
+
+
+def sha256_of(path: Path) -> str:
+    """A file's digest, as hexadecimal digits."""
+    return sha256(path.read_bytes()).hexdigest()
 
 
 def train_selector(config: VisionTrainConfig, progress: Any) -> dict[str, Any]:
@@ -132,7 +162,9 @@ def measured(encoder: Encoder, selectors: Mapping[int, Any], test: Tensor) -> tu
     return float(np.mean(losses)), float(np.mean(same))
 
 
-def endless(pixels: Pixels, files: Sequence[Path], config: VisionTrainConfig) -> Iterator[Tensor]:
+def endless(
+    pixels: Pixels, files: Sequence[Path], config: VisionTrainConfig | VisionTuneConfig
+) -> Iterator[Tensor]:
     """Batches of the images, shuffled anew in every epoch."""
     draw = np.random.default_rng(config.seed)
     while True:

@@ -57,6 +57,56 @@ def test_a_selector_learns_the_next_attention(made: Path, capsys: pytest.Capture
     assert again.read_bytes() == (made / "selectors.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("method", ["merge", "tosa"])
+@pytest.mark.parametrize("family", ["dinov2", "vit", "clip_vision_model"])
+def test_an_encoder_learns_to_do_with_fewer_tokens(
+    made: Path, tmp_path: Path, family: str, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its features come nearer the whole one's, and the folder that it is written to is read by the rest."""
+    model, tuned, selectors = tmp_path / "model", tmp_path / "tuned", tmp_path / "s"
+    tiny_vision.folder(model, family)
+    images, how = ["--images", str(made / "images")], ["--method", method, "--keep", "0.5"]
+    if method == "tosa":
+        words = ["-o", str(selectors), "--steps", "5", "-q"]
+        assert main(["vision", "train-selector", str(model), *images, *words]) == 0
+        how = [*how, "--bypass", "plain"]
+    chosen = ["--selectors", str(selectors)] if method == "tosa" else []
+    words = ["--steps", "60", "--rate", "0.001", "--json", "-q", "-o", str(tuned)]
+    capsys.readouterr()
+    assert main(["vision", "tune", str(model), *images, *how, *chosen, *words]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    before, after = (facts[f"similarity_{when}"] for when in ("before", "after"))
+    assert 1 - after < (0.95 if method == "merge" else 0.5) * (1 - before) and facts["flops"] < 1
+    chosen = ["--selectors", str(tuned / "selectors.safetensors")] if method == "tosa" else []
+    words = ["--json", "-q", "-o", str(tmp_path / "graph")]
+    assert main(["vision", "export", str(tuned), *how, *chosen, *words, *images]) == 0
+    assert json.loads(capsys.readouterr().out)["furthest_from_pytorch"] < 1e-4
+    whole, new = (open_encoder(str(folder))[0] for folder in (model, tuned))
+    assert torch.equal(whole.table, new.table) and torch.equal(whole.patch.weight, new.patch.weight)
+    assert not torch.equal(whole.layers[0].q.weight, new.layers[0].q.weight)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_tuning_that_cannot_be(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, images, out = str(made / "model"), ["--images", str(made / "images")], str(tmp_path / "tuned")
+    for words, said in (
+        (["--keep", "1", "-o", out], "keep 1.0 is not 0.01 to 0.99"),
+        (["--keep", "0.5", "-o", model], "exists"),
+        (["--keep", "0.5", "-o", out, "--method", "tosa"], "chosen by selectors"),
+        (["--keep", "0.5", "-o", out, "--selectors", str(made / "selectors.safetensors")], "no use for"),
+        (["--keep", "0.5", "-o", str(tmp_path / "no" / "tuned")], "is not a folder"),
+    ):
+        assert said in refused(["tune", model, *images, *words], capsys)
+    assert not list(tmp_path.iterdir())
+    broken = tiny_vision.folder(tmp_path / "broken", layers=2)
+    held = load_file(broken / "model.safetensors")
+    held[next(name for name in held if "layer.1." in name and name.endswith("weight"))][0] = float("nan")
+    save_file(held, broken / "model.safetensors", metadata={"format": "pt"})
+    words = ["tune", str(broken), *images, "--keep", "0.5", "-o", out]
+    assert "the loss of step 0 is nan" in refused(words, capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
 def test_eval_says_what_each_way_costs(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = made / "eval"
     words = ["--selectors", str(made / "selectors.safetensors"), "--keep", "0.75,0.25", "-q", "--json"]

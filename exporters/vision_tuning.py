@@ -1,0 +1,130 @@
+"""`edgespec vision tune`: an encoder trained on with fewer tokens in its layers, without labels."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgespec.config_vision import VisionTuneConfig
+from edgespec.errors import InputError
+from edgespec.exporters import selector_training
+from edgespec.exporters.images import PROCESSOR_FILES, image_files
+from edgespec.exporters.tosa import Merged, Pruned, evenly, flops
+from edgespec.exporters.vision import (
+    HELD_OUT,
+    MEASURED,
+    WEIGHTS,
+    endless,
+    features,
+    likeness,
+    opened_model,
+    prepared,
+    pruning,
+    sha256_of,
+)
+from edgespec.exporters.vision_encoder import encoder_of
+
+SELECTORS = "selectors.safetensors"
+
+
+def loss_of(ours: Tensor, whole: Tensor) -> Tensor:
+    """How far features [B,N,D] are from the whole encoder's: 1 - their mean cosine, and the squared error
+    as a part of the whole's mean square. 0 where they are the same.
+    """
+    turned = 1 - torch.cosine_similarity(ours, whole, dim=-1).mean()
+    return turned + (ours - whole).square().mean() / whole.square().mean()
+
+
+def tune(config: VisionTuneConfig, progress: Any) -> dict[str, Any]:
+    """Train the encoder's layers until, pruned as asked, they give what they gave whole; write the model.
+
+    The paper (ToSA, arXiv 2406.08816) trains on with its task's labels; here the whole encoder is the
+    teacher (feature distillation), so that images are enough. The embedding, positions, class and register
+    tokens stay as they are, and so do selectors, which the new model's folder gets too. InputError where a
+    loss is no number, or for a model that is more than an encoder.
+    """
+    with progress.stage("encoder"):
+        model, absent, pixels, digest = opened_model(config.model)
+        encoder = encoder_of(model, pixels.size)
+        teacher = copy.deepcopy(encoder)
+    files = image_files(Path(config.images))
+    held_out, learned = files[::HELD_OUT][:MEASURED], [f for i, f in enumerate(files) if i % HELD_OUT]
+    if not learned:
+        raise InputError(f"{config.images} holds {len(files)} images", "two at least are needed")
+    kind = Merged if config.method == "merge" else Pruned
+    way = pruning(encoder, digest, config.method, config.selectors, config.bypass)(
+        evenly(encoder, config.keep, kind)
+    )
+    test = prepared(pixels, held_out)
+    with progress.stage("held-out images, before"), torch.no_grad():
+        whole = features(teacher, test)
+        before = likeness(way, test, whole)
+    weights = [*encoder.layers.parameters(), *encoder.last.parameters()]
+    with progress.stage("training") as advance:
+        losses = _train(way, teacher, weights, endless(pixels, learned, config), config, advance)
+    with progress.stage("held-out images, after"), torch.no_grad():
+        after = likeness(way, test, whole)
+    facts = {
+        "images": len(learned),
+        "held_out": len(held_out),
+        "steps": len(losses),
+        "flops": flops(way) / flops(encoder),
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        **{f"{name}_before": value for name, value in before.items()},
+        **{f"{name}_after": value for name, value in after.items()},
+    }
+    _write(config, model, absent, facts)
+    return facts
+
+
+def _train(
+    way: nn.Module,
+    teacher: nn.Module,
+    weights: list[nn.Parameter],
+    batches: Any,
+    config: VisionTuneConfig,
+    advance: Any,
+) -> list[float]:
+    """AdamW with a cosine over so many steps; the losses."""
+    optimizer = torch.optim.AdamW(weights, lr=config.rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    losses: list[float] = []
+    for step, images in zip(range(config.steps), batches, strict=False):
+        with torch.no_grad():
+            whole = teacher(images)
+        loss = loss_of(way(images), whole)
+        if not torch.isfinite(loss):
+            raise InputError(f"the loss of step {step} is {loss.item()}", "use a lower --rate")
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        advance(step + 1, config.steps)
+    return losses
+
+
+def _write(config: VisionTuneConfig, model: Any, absent: set[str], facts: dict[str, Any]) -> None:
+    """The folder of the tuned model, by one rename: its weights, its processor, selectors bound to it."""
+    output, source = Path(config.output), Path(config.model)
+    with TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}.") as place:
+        folder = Path(place) / "model"
+        held = {name: tensor for name, tensor in model.state_dict().items() if name not in absent}
+        model.save_pretrained(folder, state_dict=held)
+        for name in PROCESSOR_FILES:
+            if (source / name).is_file() and not (folder / name).exists():
+                shutil.copy(source / name, folder / name)
+        if config.selectors:
+            encoder, digest = encoder_of(model), sha256_of(source / WEIGHTS)
+            selectors = selector_training.read(Path(config.selectors), encoder, digest)
+            selector_training.write(folder / SELECTORS, selectors, sha256_of(folder / WEIGHTS), facts)
+        os.rename(folder, output)
