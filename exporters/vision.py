@@ -127,10 +127,7 @@ def train_selector(config: VisionTrainConfig, progress: Any) -> dict[str, Any]:
     """Train the selectors and write their file; what they learned."""
     with progress.stage("encoder"):
         encoder, pixels, digest = open_encoder(config.model)
-    files = image_files(Path(config.images))
-    held_out, learned = files[::HELD_OUT][:MEASURED], [f for i, f in enumerate(files) if i % HELD_OUT]
-    if not learned:
-        raise InputError(f"{config.images} holds {len(files)} images", "two at least are needed")
+    learned, held_out = parted(config.images)
     test = prepared(pixels, held_out)
     selectors = selector_training.fresh(encoder, config.seed)
     with progress.stage("held-out images, before"):
@@ -152,6 +149,15 @@ def train_selector(config: VisionTrainConfig, progress: Any) -> dict[str, Any]:
     }
     selector_training.write(Path(config.output), selectors, digest, facts)
     return facts
+
+
+def parted(images: str) -> tuple[list[Path], list[Path]]:
+    """A folder's images to learn from, and those to measure on; InputError where there are too few."""
+    files = image_files(Path(images))
+    learned = [file for i, file in enumerate(files) if i % HELD_OUT]
+    if not learned:
+        raise InputError(f"{images} holds {len(files)} images", "two at least are needed")
+    return learned, files[::HELD_OUT][:MEASURED]
 
 
 @torch.no_grad()

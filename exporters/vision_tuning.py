@@ -15,16 +15,15 @@ from torch import Tensor, nn
 from edgespec.config_vision import VisionTuneConfig
 from edgespec.errors import InputError
 from edgespec.exporters import selector_training
-from edgespec.exporters.images import PROCESSOR_FILES, image_files
+from edgespec.exporters.images import PROCESSOR_FILES
 from edgespec.exporters.tosa import Merged, Pruned, evenly, flops
 from edgespec.exporters.vision import (
-    HELD_OUT,
-    MEASURED,
     WEIGHTS,
     endless,
     features,
     likeness,
     opened_model,
+    parted,
     prepared,
     pruning,
     sha256_of,
@@ -54,10 +53,7 @@ def tune(config: VisionTuneConfig, progress: Any) -> dict[str, Any]:
         model, absent, pixels, digest = opened_model(config.model)
         encoder = encoder_of(model, pixels.size)
         teacher = copy.deepcopy(encoder)
-    files = image_files(Path(config.images))
-    held_out, learned = files[::HELD_OUT][:MEASURED], [f for i, f in enumerate(files) if i % HELD_OUT]
-    if not learned:
-        raise InputError(f"{config.images} holds {len(files)} images", "two at least are needed")
+    learned, held_out = parted(config.images)
     kind = Merged if config.method == "merge" else Pruned
     way = pruning(encoder, digest, config.method, config.selectors, config.bypass)(
         evenly(encoder, config.keep, kind)
