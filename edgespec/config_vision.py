@@ -50,7 +50,7 @@ class VisionTuneConfig:
     selectors: str = flag(SELECTORS + "; tosa needs it", "")
     bypass: str = flag(BYPASSING, "nearest", choices=BYPASS)
     steps: int = flag("steps of the optimizer", 300)
-    rate: float = flag("the highest learning rate", 1e-4)
+    rate: float = flag("the highest learning rate", 2e-5)
     batch: int = flag("images of one step", 4)
     seed: int = flag("of the order of the images", 0)
 

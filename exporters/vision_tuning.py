@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +32,7 @@ from edgespec.exporters.vision import (
 from edgespec.exporters.vision_encoder import encoder_of
 
 SELECTORS = "selectors.safetensors"
+LOOKS = 6  # at the held-out images while it learns
 
 
 def loss_of(ours: Tensor, whole: Tensor) -> Tensor:
@@ -62,18 +64,24 @@ def tune(config: VisionTuneConfig, progress: Any) -> dict[str, Any]:
     with progress.stage("held-out images, before"), torch.no_grad():
         whole = features(teacher, test)
         before = likeness(way, test, whole)
+
+    @torch.no_grad()
+    def judged() -> dict[str, float]:
+        return likeness(way, test, whole)
+
     weights = [*encoder.layers.parameters(), *encoder.last.parameters()]
     with progress.stage("training") as advance:
-        losses = _train(way, teacher, weights, endless(pixels, learned, config), config, advance)
-    with progress.stage("held-out images, after"), torch.no_grad():
-        after = likeness(way, test, whole)
+        batches = endless(pixels, learned, config)
+        best, after = _train(way, teacher, weights, batches, config, judged, advance)
+    if best == 0:
+        hint = "use a lower --rate, or more --steps"
+        raise InputError("no step of the training made the held-out images' features any more alike", hint)
     facts = {
         "images": len(learned),
         "held_out": len(held_out),
-        "steps": len(losses),
+        "steps": config.steps,
+        "best_step": best,
         "flops": flops(way) / flops(encoder),
-        "loss_first": losses[0],
-        "loss_last": losses[-1],
         **{f"{name}_before": value for name, value in before.items()},
         **{f"{name}_after": value for name, value in after.items()},
     }
@@ -87,13 +95,18 @@ def _train(
     weights: list[nn.Parameter],
     batches: Any,
     config: VisionTuneConfig,
+    judged: Callable[[], dict[str, float]],
     advance: Any,
-) -> list[float]:
-    """AdamW with a cosine over so many steps; the losses."""
+) -> tuple[int, dict[str, float]]:
+    """AdamW, its rate rising over a tenth of the steps and falling as a cosine; LOOKS times the encoder is
+    judged, and the weights left are those of the best, whose step and figures are returned (0: as it came).
+    """
     optimizer = torch.optim.AdamW(weights, lr=config.rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
-    losses: list[float] = []
-    for step, images in zip(range(config.steps), batches, strict=False):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.rate, total_steps=config.steps + 1, pct_start=0.1
+    )
+    best, figures, kept = 0, judged(), [p.detach().clone() for p in weights]
+    for step, images in zip(range(1, config.steps + 1), batches, strict=False):
         with torch.no_grad():
             whole = teacher(images)
         loss = loss_of(way(images), whole)
@@ -104,9 +117,15 @@ def _train(
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(float(loss.detach()))
-        advance(step + 1, config.steps)
-    return losses
+        advance(step, config.steps)
+        if step * LOOKS // config.steps > (step - 1) * LOOKS // config.steps:
+            found = judged()
+            if found["similarity"] > figures["similarity"]:
+                best, figures, kept = step, found, [p.detach().clone() for p in weights]
+    with torch.no_grad():
+        for parameter, value in zip(weights, kept, strict=True):
+            parameter.copy_(value)
+    return best, figures
 
 
 def _write(config: VisionTuneConfig, model: Any, absent: set[str], facts: dict[str, Any]) -> None:

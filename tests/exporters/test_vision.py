@@ -103,7 +103,9 @@ def test_a_tuning_that_cannot_be(made: Path, tmp_path: Path, capsys: pytest.Capt
     held[next(name for name in held if "layer.1." in name and name.endswith("weight"))][0] = float("nan")
     save_file(held, broken / "model.safetensors", metadata={"format": "pt"})
     words = ["tune", str(broken), *images, "--keep", "0.5", "-o", out]
-    assert "the loss of step 0 is nan" in refused(words, capsys)
+    assert "the loss of step 1 is nan" in refused(words, capsys)
+    words = ["tune", model, *images, "--keep", "0.5", "--rate", "1", "--steps", "12", "-o", out]
+    assert "no step of the training" in refused(words, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
