@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from edgespec.bundle import check_output
+from edgespec.config_vision import check_pruning
 from edgespec.errors import InputError
 from edgespec.flags import (
     ascending,
@@ -120,6 +121,10 @@ class ExportConfig:
         "merge",
         choices=("merge", "tosa"),
     )
+    vision_flops: float = flag(
+        "part of the encoder's FLOPs instead of --vision-keep: each layer keeps what serves best", 0.0
+    )
+    vision_images: str | None = flag("folder of images that --vision-flops chooses by", None)
     vision_selectors: str | None = flag("file of edgespec vision train-selector TARGET; tosa needs it", None)
     text: str | None = flag("text file for calibration and token frequencies", None)
     force: bool = flag("replace the bundle at the output once the new one is complete", False)
@@ -128,6 +133,11 @@ class ExportConfig:
     def all_buckets(self) -> tuple[int, ...]:
         """Every cache budget of the target, ascending; the last is `budget`."""
         return tuple(sorted({*self.buckets, self.budget}))
+
+    @property
+    def prunes_vision(self) -> bool:
+        """Whether patches are to be left out of layers of an image encoder."""
+        return self.vision_keep < 1 or self.vision_flops > 0
 
     @property
     def coded(self) -> bool:
@@ -209,16 +219,16 @@ class ExportConfig:
         )
 
     def _check_vision(self) -> None:
-        between("vision_keep", self.vision_keep, 0.01, 1)
-        one_of("vision_method", self.vision_method, ("merge", "tosa"))
-        if self.vision_keep < 1 and self.vision_method == "tosa" and self.vision_selectors is None:
-            hint = "train them (edgespec vision train-selector), or use --vision-method merge"
-            raise InputError("patches are chosen by selectors", hint)
-        if self.vision_selectors is not None and (self.vision_keep == 1 or self.vision_method == "merge"):
+        given = (self.vision_keep, self.vision_flops, self.vision_method, self.vision_selectors)
+        check_pruning(*given, self.vision_images, "vision_")
+        if self.vision_selectors is not None and not (self.prunes_vision and self.vision_method == "tosa"):
             raise InputError(
                 "selectors are given, and no patch is left out by them",
                 "add --vision-method tosa --vision-keep 0.6, or leave --vision-selectors out",
             )
+        if self.vision_images is not None and not self.vision_flops:
+            hint = "add --vision-flops 0.8, or leave --vision-images out"
+            raise InputError("images are given, and nothing is chosen by them", hint)
 
     def _check_weights(self) -> None:
         one_of("device", self.device, DEVICES)

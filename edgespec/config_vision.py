@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from edgespec.errors import InputError
-from edgespec.flags import between, check_file, check_folder, check_place, flag
+from edgespec.flags import between, check_file, check_folder, check_place, flag, flag_name, one_of
 from edgespec.soc import NAMES
 
 MODEL = "Hugging Face folder of an image encoder (ViT, DeiT, DINOv2, SigLIP, CLIP)"
@@ -15,6 +15,23 @@ BYPASS = ("nearest", "plain")
 SELECTORS = "file of edgespec vision train-selector"
 METHOD = "tosa leaves patches out by selectors, merge lets alike ones pass as one"
 BYPASSING = "what a left-out patch takes of a layer (tosa): the change of the patch most like it, or nothing"
+
+
+def check_pruning(
+    keep: float, flops: float, method: str, selectors: str | None, images: str | None, whose: str = ""
+) -> None:
+    """InputError where what is said of an encoder's patches cannot be done; names begin with `whose`."""
+    between(f"{whose}keep", keep, 0.01, 1)
+    between(f"{whose}flops", flops, 0, 1)
+    one_of(f"{whose}method", method, METHODS)
+    option = flag_name(whose)
+    if flops and keep < 1:
+        raise InputError(f"{whose}keep and {whose}flops both say how many patches stay", "give one of them")
+    if flops and not images:
+        raise InputError("what each layer keeps is chosen on images", f"give a folder with {option}images")
+    if (flops or keep < 1) and method == "tosa" and not selectors:
+        hint = f"train them (edgespec vision train-selector), or use {option}method merge"
+        raise InputError("patches are chosen by selectors", hint)
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,7 @@ class VisionTuneConfig:
         between("steps", self.steps, 1, 2**24)
         between("rate", self.rate, 1e-8, 1)
         between("batch", self.batch, 1, 2**12)
+        check_pruning(self.keep, 0.0, self.method, self.selectors, self.images)
         check_selectors(self.method, self.selectors)
         check_place("output", self.output)
         if os.path.lexists(self.output):
@@ -124,23 +142,13 @@ class VisionExportConfig:
     def check(self) -> VisionExportConfig:
         """Itself, or an InputError for the first value that cannot work."""
         check_folder("output", self.output)
-        between("keep", self.keep, 0.01, 1)
-        between("flops", self.flops, 0, 1)
-        if self.flops and self.keep < 1:
-            raise InputError("keep and flops both say how many patches stay", "give one of them")
-        if self.flops and not self.images:
-            raise InputError("what each layer keeps is chosen on images", "give a folder with --images")
-        check_selectors(
-            self.method if self.flops or self.keep < 1 or self.selectors else "merge", self.selectors
-        )
+        check_pruning(self.keep, self.flops, self.method, self.selectors, self.images)
+        check_selectors(self.method, self.selectors)
         return self
 
 
 def check_selectors(method: str, selectors: str) -> None:
-    """A method that needs selectors has a file of them, and the other none."""
-    if method == "tosa" and not selectors:
-        hint = "train them (edgespec vision train-selector), or use --method merge"
-        raise InputError("patches are chosen by selectors", hint)
+    """InputError where a file of selectors is not there, or has no use."""
     if selectors and method == "merge":
         raise InputError("merging has no use for selectors", "leave --selectors or --method out")
     if selectors:

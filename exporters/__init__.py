@@ -34,6 +34,8 @@ def export(config: ExportConfig, progress: Any, engine: Any, render: Any = None)
     with progress.stage("checkpoints"):
         jobs = plan(config)
     with creating(config.output, config.force) as staging:
+        # First of all: the images that are chosen by may turn out unreadable
+        vision = (encoder_for(config, jobs, staging.path, progress),) if jobs[0].reads_images else ()
         entries, target = [], None
         for job in jobs:
             linear = job.precision["linear"]
@@ -47,7 +49,6 @@ def export(config: ExportConfig, progress: Any, engine: Any, render: Any = None)
             target = target or source
             with progress.stage(f"{job.name}: widths agree?"):
                 entries.append(marked(entry, engine(staging.path, entry)))
-        vision = (encoder_for(config, jobs, staging.path, progress),) if jobs[0].reads_images else ()
         tokenizer = save_tokenizer(jobs[0].checkpoint.tokenizer, staging.path)
         whole = manifest(config, entries, tokenizer, jobs, vision)
         staging.finish(replace(whole, compiled=contexts_for(config.soc, staging.path, whole, progress)))

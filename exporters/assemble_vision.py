@@ -9,15 +9,16 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgespec.config import ExportConfig
 from edgespec.errors import InputError
 from edgespec.exporters.checkpoint import Checkpoint
 from edgespec.exporters.commit import exported
-from edgespec.exporters.images import PROCESSOR_FILES, Sight
-from edgespec.exporters.tosa import Merged, Pruned, evenly
-from edgespec.exporters.vision import GRAPH, pruning
+from edgespec.exporters.images import AGAIN, PROCESSOR_FILES, Pixels, Sight, image_files
+from edgespec.exporters.tosa import evenly
+from edgespec.exporters.vision import GRAPH, MEASURED, kind_of, prepared, pruning
+from edgespec.exporters.vision_budget import shared_out
 from edgespec.exporters.vision_encoder import Encoder
 from edgespec.exporters.vision_language import Adapter, ForBoth, Projected, encoder_and_projector, images_of
 from edgespec.spec import VISION, GraphSpec, VisionEntry, vision_tensors
@@ -35,6 +36,15 @@ def pruned_as(
     return pruning(encoder, digest, method, str(selectors) if method == "tosa" else "")(keeps)
 
 
+def fitting(encoder: Encoder, processor: Path, images: Path) -> Tensor:
+    """The first images of a folder as the processor makes them; InputError where the encoder takes others."""
+    made = prepared(Pixels(processor), image_files(images)[:MEASURED])
+    wanted = (3, encoder.size, encoder.size)
+    if made.shape[1:] != wanted:
+        raise InputError(f"the processor makes pictures of {tuple(made.shape[1:])}, not {wanted}", AGAIN)
+    return made
+
+
 def export_images(
     config: ExportConfig, target: Checkpoint, adapter: Adapter | None, folder: Path, progress: Any
 ) -> VisionEntry:
@@ -46,16 +56,21 @@ def export_images(
     with progress.stage("vision: encoder"):
         side = images_of(target)
         encoder, projector, first = encoder_and_projector(side, target.source)
-        kind = Merged if config.vision_method == "merge" else Pruned
-        keeps = evenly(encoder, config.vision_keep, kind)
+        test = fitting(encoder, side.folder, Path(config.vision_images)) if config.vision_images else None
+    keeps = evenly(encoder, config.vision_keep, kind_of(config.vision_method))
+    if config.vision_flops and test is not None:
+        with progress.stage("vision: what each layer keeps"):
+            pruned = pruning(encoder, target.digest, config.vision_method, config.vision_selectors or "")
+            layers = kind_of(config.vision_method).layers(encoder)
+            keeps = shared_out(layers, encoder, pruned, test, config.vision_flops)
+    with progress.stage("vision: graph"), torch.no_grad():
         method, selectors = config.vision_method if keeps else "whole", ""
         if keeps and config.vision_selectors:
             selectors = SELECTORS
             (folder / SELECTORS).write_bytes(Path(config.vision_selectors).read_bytes())
         way = pruned_as(encoder, target.digest, method, keeps, folder / SELECTORS)
         whole: nn.Module = Projected(way, projector, first).eval()
-        with torch.no_grad():
-            rows, hidden = whole(torch.zeros(1, 3, encoder.size, encoder.size)).shape[1:]
+        rows, hidden = whole(torch.zeros(1, 3, encoder.size, encoder.size)).shape[1:]
         draft: tuple[int, ...] = ()
         if adapter is not None:
             if rows % adapter.rows:
@@ -75,7 +90,7 @@ def export_images(
             side.config.image_token_id,
             encoder.tokens,
             method,
-            {str(number): count for number, count in keeps.items()},
+            {str(number): count for number, count in getattr(way, "keeps", {}).items()},
             f"{VISION}.data",
             GraphSpec(GRAPH, VISION, rows, 0, *tensors),
             PROCESSORS,
@@ -83,7 +98,6 @@ def export_images(
             *draft[:1],
         )
         Sight(folder / PROCESSORS, entry).tried()
-    with progress.stage("vision: graph"), torch.no_grad():
         if config.format == "onnx":
             ir.save(exported(whole, *tensors), folder / GRAPH, external_data=entry.weights)
             return entry

@@ -83,11 +83,13 @@ class Pixels:
             hint = f"copy the model's {PROCESSOR} beside its config.json"
             raise InputError(f"{directory} has no {PROCESSOR}: how its images are made is not known", hint)
         self.processor = processor_of(directory, "AutoImageProcessor")
+        if getattr(self.processor, "do_image_splitting", False):
+            self.processor.do_image_splitting = False  # one picture an image: cut up, one has up to 65
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """[n,3,S,S] float32; InputError where the processor makes no square image."""
         found = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
-        if isinstance(found, torch.Tensor) and found.dim() == 5:  # of a processor that may split an image
+        if isinstance(found, torch.Tensor) and found.dim() == 5:  # of a processor that could split an image
             found = found.flatten(0, 1)
         if not isinstance(found, torch.Tensor) or found.dim() != 4 or found.shape[2] != found.shape[3]:
             raise InputError(

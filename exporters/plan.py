@@ -61,10 +61,9 @@ def plan(config: ExportConfig) -> list[Job]:
 
 def refuse_pruning(config: ExportConfig, target: Checkpoint) -> None:
     """InputError where an image encoder is to be pruned that the target has not."""
-    if config.vision_keep < 1 and target.images is None:
-        raise InputError(
-            f"{target.source} reads no images, so none of it is pruned", "leave --vision-keep out"
-        )
+    if config.prunes_vision and target.images is None:
+        flag = "--vision-flops" if config.vision_flops else "--vision-keep"
+        raise InputError(f"{target.source} reads no images, so none of it is pruned", f"leave {flag} out")
 
 
 def draft_job(config: ExportConfig, target: Job) -> Job:

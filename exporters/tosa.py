@@ -9,6 +9,7 @@ shapes are fixed. Knows encoders, nothing of training or files.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -127,8 +128,11 @@ class Pruned(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels [B,3,S,S] -> tokens [B,N,D]."""
-        x, scores = self.encoder.embed(pixels), pixels.new_empty(0)
-        for number, layer in enumerate(self.encoder.layers):
+        return self.onward(0, self.encoder.embed(pixels), pixels.new_empty(0))
+
+    def onward(self, first: int, x: Tensor, scores: Tensor) -> Tensor:
+        """The tokens that leave the network, from those before layer `first` and QK' of the one before."""
+        for number, layer in islice(enumerate(self.encoder.layers), first, None):
             if number in self.keeps:
                 x = self.through(number, layer, x, scores)
             else:

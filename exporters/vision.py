@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,6 +40,7 @@ from edgespec.exporters.tosa import (
     evenly,
     flops,
 )
+from edgespec.exporters.vision_budget import Way, features, likeness, shared_out
 from edgespec.exporters.vision_encoder import FAMILIES, Encoder, encoder_of
 from edgespec.exporters.vision_language import FAMILIES as WHOLE_MODELS
 from edgespec.exporters.vision_language import encoder_and_projector, images_of
@@ -50,10 +51,7 @@ GRAPH, FACTS, WEIGHTS = f"{VISION}.onnx", f"{VISION}.json", "model.safetensors"
 INSIDE = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}  # a whole model's image encoder
 HELD_OUT = 10  # every tenth image is measured on and not learned
 MEASURED = 16  # images that a choice or a check is made with
-STEPS = (0.85, 0.7, 0.55, 0.4, 0.3, 0.2)  # parts of the patches that a layer keeps where FLOPs are shared out
 UNUSED = ("pooler.", "head.", "embeddings.mask_token")  # parameters that features do not need
-
-Way = Callable[[Mapping[int, int]], Pruned]  # what each layer keeps -> the encoder pruned so
 
 
 def open_encoder(word: str) -> tuple[Encoder, Pixels, str]:
@@ -225,17 +223,6 @@ def evaluate(config: VisionEvalConfig, progress: Any) -> dict[str, Any]:
     return {"images": len(files), "tokens": encoder.tokens, "rows": rows}
 
 
-def features(way: nn.Module, test: Tensor) -> Tensor:
-    """The tokens [n,N,D] of images, a few at a time: QK' of many would fill the memory."""
-    return torch.cat([way(one) for one in test.split(4)])
-
-
-def likeness(way: nn.Module, test: Tensor, whole: Tensor) -> dict[str, float]:
-    """How like a pruned encoder's features are to the whole one's: the mean, and the worst image's mean."""
-    images = torch.cosine_similarity(features(way, test), whole, dim=-1).mean(1)
-    return {"similarity": float(images.mean()), "worst": float(images.min())}
-
-
 def draw_kept(way: Pruned, test: Tensor, folder: Path) -> None:
     """kept.png: every image once a pruned layer, with the patches that bypass it darkened."""
     import matplotlib
@@ -269,54 +256,21 @@ def draw_kept(way: Pruned, test: Tensor, folder: Path) -> None:
 def kept_of(way: Pruned, pixels: Tensor) -> dict[int, Tensor]:
     """{layer: places of the tokens that take part [B, prefix + keep]}."""
     found: dict[int, Tensor] = {}
-    x, scores = way.encoder.embed(pixels), torch.empty(0)
-    for number, layer in enumerate(way.encoder.layers):
-        if number in way.keeps:
-            found[number] = way.chosen(number, layer, x, scores)
-            x = way.through(number, layer, x, scores)
-        else:
-            x, scores = layer(x)
+
+    class Watched(Pruned):
+        def chosen(self, number: int, *given: Any) -> Tensor:
+            found[number] = super().chosen(number, *given)
+            return found[number]
+
+    Watched(way.encoder, way.keeps, way.importance, way.bypass)(pixels)
     return found
-
-
-@torch.no_grad()
-def shared_out(layers: range, encoder: Encoder, pruned: Way, test: Tensor, part: float) -> dict[int, int]:
-    """What each of the layers keeps, so that the layers need at most `part` of their FLOPs.
-
-    Each layer's loss of likeness is measured with that layer alone pruned, for each of STEPS; then always
-    that layer goes a step down which loses least for a FLOP saved. InputError where no step is left.
-    """
-    whole, limit = features(encoder, test), part * flops(encoder)
-    counts = [encoder.patches, *(max(1, round(ratio * encoder.patches)) for ratio in STEPS)]
-    lost: dict[int, list[float]] = {}
-    for number in layers:
-        ways = (pruned({number: count}) for count in counts[1:])
-        lost[number] = [0.0, *(1 - likeness(way, test, whole)["similarity"] for way in ways)]
-    level = dict.fromkeys(lost, 0)
-
-    def keeps(at: Mapping[int, int]) -> dict[int, int]:
-        return {number: counts[step] for number, step in at.items() if step}
-
-    while (now := flops(pruned(keeps(level)))) > limit:
-        prices = {}
-        for number, step in level.items():
-            if step + 1 < len(counts):
-                saved = now - flops(pruned(keeps(level | {number: step + 1})))
-                if saved > 0:
-                    prices[number] = (lost[number][step + 1] - lost[number][step]) / saved
-        if not prices:
-            least = now / flops(encoder)
-            raise InputError(f"the layers need {least:.0%} of their FLOPs at least", "give a larger --flops")
-        best = min(prices, key=lambda number: (prices[number], number))
-        level[best] += 1
-    return keeps(level)
 
 
 def export(config: VisionExportConfig, progress: Any) -> dict[str, Any]:
     """Write the encoder's graph and its facts; the facts, with how far it is from PyTorch's numbers."""
     with progress.stage("encoder"):
         encoder, pixels, digest = open_encoder(config.model)
-        kind = Merged if config.method == "merge" else Pruned
+        kind = kind_of(config.method)
         pruned = pruning(encoder, digest, config.method, config.selectors, config.bypass)
         test = prepared(pixels, image_files(Path(config.images))[:MEASURED]) if config.images else None
     keeps = evenly(encoder, config.keep, kind)
@@ -358,6 +312,11 @@ def export(config: VisionExportConfig, progress: Any) -> dict[str, Any]:
     facts |= compiling
     written_whole(folder / FACTS, json.dumps(facts, indent=1) + "\n")
     return facts
+
+
+def kind_of(method: str) -> type[Pruned]:
+    """The class of a method."""
+    return Merged if method == "merge" else Pruned
 
 
 def pruning(encoder: Encoder, digest: str, method: str, selectors: str, bypass: str = "nearest") -> Way:

@@ -17,18 +17,18 @@ from edgespec.config_vision import VisionTuneConfig
 from edgespec.errors import InputError
 from edgespec.exporters import selector_training
 from edgespec.exporters.images import PROCESSOR_FILES
-from edgespec.exporters.tosa import Merged, Pruned, evenly, flops
+from edgespec.exporters.tosa import evenly, flops
 from edgespec.exporters.vision import (
     WEIGHTS,
     endless,
-    features,
-    likeness,
+    kind_of,
     opened_model,
     parted,
     prepared,
     pruning,
     sha256_of,
 )
+from edgespec.exporters.vision_budget import features, likeness
 from edgespec.exporters.vision_encoder import encoder_of
 
 SELECTORS = "selectors.safetensors"
@@ -50,29 +50,29 @@ def tune(config: VisionTuneConfig, progress: Any) -> dict[str, Any]:
     teacher (feature distillation), so that images are enough. The embedding, positions, class and register
     tokens stay as they are, and so do selectors, which the new model's folder gets too. InputError where a
     loss is no number, or for a model that is more than an encoder.
+
+    Held-out images choose which of a few looks is kept, so that `similarity_after` flatters a little.
     """
     with progress.stage("encoder"):
         model, absent, pixels, digest = opened_model(config.model)
         encoder = encoder_of(model, pixels.size)
         teacher = copy.deepcopy(encoder)
     learned, held_out = parted(config.images)
-    kind = Merged if config.method == "merge" else Pruned
-    way = pruning(encoder, digest, config.method, config.selectors, config.bypass)(
-        evenly(encoder, config.keep, kind)
-    )
+    keeps = evenly(encoder, config.keep, kind_of(config.method))
+    way = pruning(encoder, digest, config.method, config.selectors, config.bypass)(keeps)
     test = prepared(pixels, held_out)
-    with progress.stage("held-out images, before"), torch.no_grad():
-        whole = features(teacher, test)
-        before = likeness(way, test, whole)
 
     @torch.no_grad()
     def judged() -> dict[str, float]:
         return likeness(way, test, whole)
 
+    with progress.stage("held-out images, before"), torch.no_grad():
+        whole = features(teacher, test)
+        before = judged()
     weights = [*encoder.layers.parameters(), *encoder.last.parameters()]
     with progress.stage("training") as advance:
         batches = endless(pixels, learned, config)
-        best, after = _train(way, teacher, weights, batches, config, judged, advance)
+        best, after = _train(way, teacher, weights, batches, config, judged, before, advance)
     if best == 0:
         hint = "use a lower --rate, or more --steps"
         raise InputError("no step of the training made the held-out images' features any more alike", hint)
@@ -96,6 +96,7 @@ def _train(
     batches: Any,
     config: VisionTuneConfig,
     judged: Callable[[], dict[str, float]],
+    figures: dict[str, float],
     advance: Any,
 ) -> tuple[int, dict[str, float]]:
     """AdamW, its rate rising over a tenth of the steps and falling as a cosine; LOOKS times the encoder is
@@ -105,7 +106,7 @@ def _train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.rate, total_steps=config.steps + 1, pct_start=0.1
     )
-    best, figures, kept = 0, judged(), [p.detach().clone() for p in weights]
+    best, kept = 0, [p.detach().clone() for p in weights]
     for step, images in zip(range(1, config.steps + 1), batches, strict=False):
         with torch.no_grad():
             whole = teacher(images)

@@ -27,7 +27,7 @@ TABLE = {
     "bundle": {"errors", "plain", "spec", "bundle_files", "bundle_rules"},
     "task_words": set(),
     "flags": {"errors"},
-    "config": {"errors", "flags", "spec", "policy", "bundle", "parts", "soc"},
+    "config": {"errors", "flags", "spec", "policy", "bundle", "parts", "soc", "config_vision"},
     "config_device": {"config", "flags"},
     "prompts": {"errors"},
     "material": {"errors", "bundle"},

@@ -17,7 +17,8 @@ from edgespec.cli import main
 from edgespec.exporters import selector_training
 from edgespec.exporters.images import open_image
 from edgespec.exporters.tosa import BySelector, Merged, Pruned, flops
-from edgespec.exporters.vision import open_encoder, prepared, shared_out
+from edgespec.exporters.vision import kept_of, open_encoder, prepared
+from edgespec.exporters.vision_budget import features, likeness, lost_alone, shared_out
 from tests.helpers import tiny_vision
 
 
@@ -200,6 +201,44 @@ def test_flops_are_taken_where_they_cost_least(made: Path) -> None:
         assert 0 < flops(Pruned(encoder, keeps, by, "nearest")) <= part * flops(encoder)
     layers = Merged.layers(encoder)
     assert shared_out(layers, encoder, lambda keeps: Merged(encoder, keeps), test, 1.0) == {}
+
+
+@torch.no_grad()
+def test_a_layer_alone_loses_what_the_whole_walk_says(made: Path) -> None:
+    """Tokens before a layer are computed once for all counts: the same losses as from pixels each time."""
+    encoder, pixels, digest = open_encoder(str(made / "model"))
+    by = BySelector(selector_training.read(made / "selectors.safetensors", encoder, digest))
+    test = prepared(
+        pixels, sorted((made / "images").glob("*.png"))[:6]
+    )  # no multiple of what is seen together
+    whole = features(encoder, test)
+    for kind, pruned in (
+        (Pruned, lambda keeps: Pruned(encoder, keeps, by, "nearest")),
+        (Merged, lambda keeps: Merged(encoder, keeps)),
+    ):
+        lost = lost_alone(kind.layers(encoder), encoder, pruned, test, (12, 9))
+        assert list(lost) == list(kind.layers(encoder))
+        for number, losses in lost.items():
+            ways = (pruned({number: count}) for count in (12, 9))
+            alone = [1 - likeness(way, test, whole)["similarity"] for way in ways]
+            assert losses == pytest.approx(alone, abs=1e-5) and losses[1] > 0
+
+
+@torch.no_grad()
+def test_patches_drawn_as_kept_are_those_that_take_part(made: Path) -> None:
+    """In a later layer too, where what is chosen depends on what was chosen before."""
+    encoder, pixels, digest = open_encoder(str(made / "model"))
+    by = BySelector(selector_training.read(made / "selectors.safetensors", encoder, digest))
+    test = prepared(pixels, sorted((made / "images").glob("*.png"))[:3])
+    way = Pruned(encoder, {1: 3, 3: 2}, by, "plain")
+    found = kept_of(way, test)
+    assert list(found) == [1, 3] and [places.shape for places in found.values()] == [(3, 4), (3, 3)]
+    x, scores = encoder.layers[0](encoder.embed(test))
+    after = way.through(1, encoder.layers[1], x, scores)
+    changed = (after != x).any(-1)
+    assert torch.equal(changed, torch.zeros_like(changed).scatter(1, found[1], True))
+    x, scores = encoder.layers[2](after)
+    assert torch.equal(found[3], way.chosen(3, encoder.layers[3], x, scores))
 
 
 @pytest.mark.parametrize("method", ["tosa", "merge"])

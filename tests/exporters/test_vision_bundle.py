@@ -78,22 +78,26 @@ WAYS = [
     {},
     {"vision_keep": 0.5},
     {"vision_keep": 0.5, "vision_method": "tosa"},
+    {"vision_flops": 0.8},
     {"device": "npu", "weights": "w8a16"},
 ]
 
 
-@pytest.mark.parametrize("more", WAYS, ids=["whole", "merge", "tosa", "npu"])
+@pytest.mark.parametrize("more", WAYS, ids=["whole", "merge", "tosa", "flops", "npu"])
 def test_a_bundle_is_what_the_checkpoint_says(
     exported: Callable[..., Bundle], made: Path, more: dict[str, Any]
 ) -> None:
     if more.get("vision_method") == "tosa":
         more = more | {"vision_selectors": str(made / "selectors")}
+    if "vision_flops" in more:
+        more = more | {"vision_images": str(made / "images")}
     bundle = exported(**more)
     found = checked(bundle, made / "llava")
     assert all(finding.passed for finding in found.values()), found
     (entry,) = bundle.manifest.vision
-    assert entry.method == (more.get("vision_method", "merge") if "vision_keep" in more else "whole")
-    assert bool(entry.keeps) == ("vision_keep" in more)
+    pruned = "vision_keep" in more or "vision_flops" in more
+    assert entry.method == (more.get("vision_method", "merge") if pruned else "whole")
+    assert bool(entry.keeps) == pruned
     likeness = found["vision numbers"].figures["likeness"]
     assert (likeness > 0.9999) == (not entry.keeps) and likeness > 0.3
 
