@@ -38,6 +38,7 @@ DEVICE_PRECISIONS = {
 EXECUTORCH_PRECISIONS = ("int8", "int4", "fp32")
 MISCOMPILED = 16  # rows of coded activations: onnxruntime-qnn 2.7.0 gets these wrong, and no other number
 LARGEST_BUDGET = 2**20
+STATIC_BUCKET = 256  # a static cache is read and written whole in every call: short texts get a smaller one
 WINDOW = 32
 VIA = 'command that runs a shell line on the device, such as "adb shell" or "ssh phone"'
 TO = "folder on the device (default: edgespec, with adb /data/local/tmp/edgespec)"
@@ -85,7 +86,11 @@ class ExportConfig:
         "absolute",
         choices=POSITIONS,
     )
-    buckets: tuple[int, ...] = flag("further, smaller cache budgets with their own graphs", ())
+    buckets: tuple[int, ...] = flag(
+        "further, smaller cache budgets with their own graphs "
+        f"(default: none; with --format executorch one of {STATIC_BUCKET} rows)",
+        (),
+    )
     truncate_window: bool = flag("allow a budget below the model's sliding window", False)
     device: str = flag("where the bundle runs", "cpu", choices=DEVICES)
     soc: tuple[str, ...] = flag(
@@ -132,7 +137,9 @@ class ExportConfig:
     @property
     def all_buckets(self) -> tuple[int, ...]:
         """Every cache budget of the target, ascending; the last is `budget`."""
-        return tuple(sorted({*self.buckets, self.budget}))
+        smaller = STATIC_BUCKET // self.block * self.block
+        static = self.format == "executorch" and not self.buckets and 0 < smaller < self.budget
+        return tuple(sorted({*self.buckets, *((smaller,) if static else ()), self.budget}))
 
     @property
     def prunes_vision(self) -> bool:

@@ -27,6 +27,16 @@ def test_defaults(tmp_path: Path) -> None:
     assert found.all_buckets == (1024,)
     assert config(tmp_path, buckets=(256, 512)).check().all_buckets == (256, 512, 1024)
     assert config(tmp_path, buckets=(256, 1024)).check().all_buckets == (256, 1024)
+    static = {"format": "executorch"}
+    for given, buckets in (
+        ({}, (256, 1024)),
+        ({"block": 96, "budget": 960}, (192, 960)),
+        ({"block": 512}, (1024,)),
+        ({"budget": 256}, (256,)),
+        ({"buckets": (512,)}, (512, 1024)),
+        ({"buckets": (1024,)}, (1024,)),
+    ):
+        assert config(tmp_path, **static, **given).check().all_buckets == buckets
     assert config(tmp_path, device="npu", weights="fp16", head="int4").check().weights == "fp16"
 
 
