@@ -113,8 +113,8 @@ def told(
     session.snapshot(path)
     session.close()
     content = path.read_bytes()
-    tokens, count, position, size = struct.unpack_from("<12xI16xIIQ", content)
-    start = 64 + 4 * tokens
+    tokens, count, position, size = struct.unpack_from("<12xI32xIIQ", content)
+    start = 80 + 4 * tokens
     assert (tokens, position) == (len(session.tokens), len(session.tokens) - 1)
     assert count <= position
     return session.tokens[len(ids) :], content[start : start + size]
