@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,26 @@ def test_workloads(path: Path) -> None:
     others = {n for n in names if n.startswith("edgespec.workloads.") and n.split(".")[2] != name}
     assert not others, f"{name} knows {others}"
     assert not {name.split(".")[0] for name in names} & HEAVY
+
+
+SCRIPTS = [
+    p for p in sorted((ROOT / "scripts").iterdir()) if p.is_file() and b"python" in p.read_bytes()[:40]
+]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
+def test_scripts_import_what_there_is(path: Path) -> None:
+    """Most run for minutes before they come to an import inside a function."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgespec"):
+            for alias in node.names:
+                assert has(node.module or "", alias.name), f"{node.module} has no {alias.name}"
+
+
+def has(module: str, name: str) -> bool:
+    try:
+        return hasattr(importlib.import_module(module), name) or has(f"{module}.{name}", "__name__")
+    except ModuleNotFoundError as error:
+        if error.name and not error.name.startswith("edgespec"):
+            pytest.skip(f"{error.name} is not installed")
+        return False
