@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from edgespec.bundle import check_output
-from edgespec.config_vision import check_pruning
+from edgespec.config_vision import METHODS, check_pruning
 from edgespec.errors import InputError
 from edgespec.flags import (
     ascending,
@@ -122,9 +122,7 @@ class ExportConfig:
         "of a target that reads images: part of the patches that stays in a pruned layer of its encoder", 1.0
     )
     vision_method: str = flag(
-        "merge lets alike patches pass as one; tosa leaves patches out by selectors",
-        "merge",
-        choices=("merge", "tosa"),
+        "merge lets alike patches pass as one; tosa leaves patches out by selectors", "merge", choices=METHODS
     )
     vision_flops: float = flag(
         "part of the encoder's FLOPs instead of --vision-keep: each layer keeps what serves best", 0.0

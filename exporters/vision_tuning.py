@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from edgespec.config_vision import VisionTuneConfig
 from edgespec.errors import InputError
 from edgespec.exporters import selector_training
 from edgespec.exporters.images import PROCESSOR_FILES
-from edgespec.exporters.tosa import evenly, flops
+from edgespec.exporters.tosa import BySelector, Pruned, evenly, flops
 from edgespec.exporters.vision import (
     WEIGHTS,
     endless,
@@ -85,7 +86,7 @@ def tune(config: VisionTuneConfig, progress: Any) -> dict[str, Any]:
         **{f"{name}_before": value for name, value in before.items()},
         **{f"{name}_after": value for name, value in after.items()},
     }
-    _write(config, model, absent, facts)
+    _write(config, model, absent, way, facts)
     return facts
 
 
@@ -103,8 +104,9 @@ def _train(
     judged, and the weights left are those of the best, whose step and figures are returned (0: as it came).
     """
     optimizer = torch.optim.AdamW(weights, lr=config.rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.rate, total_steps=config.steps + 1, pct_start=0.1
+    warm, whole_way = max(1, config.steps // 10), math.pi / config.steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: min((done + 1) / warm, (1 + math.cos(done * whole_way)) / 2)
     )
     best, kept = 0, [p.detach().clone() for p in weights]
     for step, images in zip(range(1, config.steps + 1), batches, strict=False):
@@ -129,7 +131,9 @@ def _train(
     return best, figures
 
 
-def _write(config: VisionTuneConfig, model: Any, absent: set[str], facts: dict[str, Any]) -> None:
+def _write(
+    config: VisionTuneConfig, model: Any, absent: set[str], way: Pruned, facts: dict[str, Any]
+) -> None:
     """The folder of the tuned model, by one rename: its weights, its processor, selectors bound to it."""
     output, source = Path(config.output), Path(config.model)
     with TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}.") as place:
@@ -139,8 +143,7 @@ def _write(config: VisionTuneConfig, model: Any, absent: set[str], facts: dict[s
         for name in PROCESSOR_FILES:
             if (source / name).is_file() and not (folder / name).exists():
                 shutil.copy(source / name, folder / name)
-        if config.selectors:
-            encoder, digest = encoder_of(model), sha256_of(source / WEIGHTS)
-            selectors = selector_training.read(Path(config.selectors), encoder, digest)
+        if isinstance(way.importance, BySelector):
+            selectors = {int(number): one for number, one in way.importance.selectors.items()}
             selector_training.write(folder / SELECTORS, selectors, sha256_of(folder / WEIGHTS), facts)
         os.rename(folder, output)

@@ -38,11 +38,9 @@ void Conversation::hear(const std::vector<int>& tokens) {
         text->features.insert(text->features.end(), text->waiting.begin(), text->waiting.end());
         text->waiting.clear();
     }
-    if (vision) {
-        forget(heard, target.entry().hidden, vision->rows, rows_before(target.cache.position()));
-        // The draft may be far behind; what it can absorb no more ends its proposals, and no text.
-        if (draft && vision->draft_rows) forget(drafted, draft->entry().hidden, vision->draft_rows, pictured / size_t(vision->rows) * size_t(vision->draft_rows));
-    }
+    if (full(heard)) forget(heard, target.entry().hidden, vision->rows, rows_before(target.cache.position()));
+    // The draft may be far behind; what it can absorb no more ends its proposals, and no text.
+    if (full(drafted)) forget(drafted, draft->entry().hidden, vision->draft_rows, fewer(pictured));
     for (const int token : tokens) vision && token == vision->token ? see() : push(token);
 }
 
@@ -61,9 +59,12 @@ size_t Conversation::rows_before(int tokens) const {
     return vision ? size_t(std::count_if(heard.tokens.begin(), heard.tokens.begin() + tokens, [](int token) { return token < 0; })) : 0;
 }
 
+size_t Conversation::fewer(size_t rows) const { return vision ? rows / size_t(vision->rows) * size_t(vision->draft_rows) : 0; }
+
+bool Conversation::full(const Text& text) const { return int64_t(text.features.size() * sizeof(float)) > most_features_; }
+
 // At most half stays, so that a picture is moved once for many that come.
 void Conversation::forget(Text& text, int hidden, int rows, size_t absorbed) const {
-    if (int64_t(text.features.size() * sizeof(float)) <= most_features_) return;
     const size_t all = text.gone + text.features.size() / size_t(hidden), kept = size_t(most_features_) / 2 / sizeof(float) / size_t(hidden);
     const size_t gone = std::min(absorbed, all - std::min(all, kept)) / size_t(rows) * size_t(rows);
     if (gone <= text.gone) return;
@@ -79,9 +80,8 @@ void Conversation::resize(size_t tokens) {
         text.features.resize((left - text.gone) * size_t(hidden));
     };
     pictured -= rows;
-    const size_t pictures = vision ? rows / size_t(vision->rows) : 0, left = vision ? pictured / size_t(vision->rows) : 0, each = vision ? size_t(vision->draft_rows) : 0;
     shorten(heard, words + rows, pictured, target.entry().hidden);
-    shorten(drafted, words + pictures * each, left * each, draft ? draft->entry().hidden : 0);
+    shorten(drafted, words + fewer(rows), fewer(pictured), draft ? draft->entry().hidden : 0);
 }
 
 }  // namespace edgespec

@@ -43,6 +43,7 @@ class Conversation {
     const std::vector<int>& said() const { return drafted.tokens; }
 
     void unsee();  // the pictures that wait
+    size_t fewer(size_t rows) const;  // that the draft sees of so many rows of pictures
 
     Text heard, drafted;  // by the target and by the draft
     size_t pictured = 0;  // rows of pictures in the history
@@ -53,6 +54,7 @@ class Conversation {
 
   private:
     size_t rows_before(int tokens) const;  // of pictures
+    bool full(const Text& text) const;     // more features than stay
     void forget(Text& text, int hidden, int rows, size_t absorbed) const;
 
     int64_t most_features_;

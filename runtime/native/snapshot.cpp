@@ -100,7 +100,7 @@ void restore(Conversation& c, uint64_t bundle, const std::string& path) {
     if (c.draft) check(h.draft, *c.draft, h.tokens, path);
     else if (h.draft.bytes) throw Error(path + " is of a bundle with a draft", HINT);
     std::vector<int> history(h.tokens);
-    const uint64_t fewer = c.vision && c.draft ? h.rows / uint64_t(c.vision->rows) * uint64_t(c.vision->draft_rows) : 0;
+    const uint64_t fewer = c.fewer(size_t(h.rows));
     if (h.gone_draft > fewer) throw Error(path + " is damaged: its sizes make no sense", HINT);
     std::vector<float> features(size_t((h.rows - h.gone) * bytes_row / sizeof(float))), drafted(fewer ? size_t(fewer - h.gone_draft) * size_t(c.draft->entry().hidden) : 0);
     std::vector<char> target(h.target.bytes), draft(h.draft.bytes);

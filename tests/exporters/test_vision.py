@@ -88,6 +88,12 @@ def test_an_encoder_learns_to_do_with_fewer_tokens(
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("steps", ["1", "9", "11"])
+def test_a_tuning_may_be_short(made: Path, tmp_path: Path, steps: str) -> None:
+    words = ["--keep", "0.5", "--steps", steps, "--rate", "0.0005", "-q", "-o", str(tmp_path / "tuned")]
+    assert main(["vision", "tune", str(made / "model"), "--images", str(made / "images"), *words]) == 0
+
+
 def test_a_tuning_that_cannot_be(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, images, out = str(made / "model"), ["--images", str(made / "images")], str(tmp_path / "tuned")
     for words, said in (
