@@ -114,7 +114,8 @@ def write(
         logp[number, place] = (best.float() - logits.float().logsumexp(-1, keepdim=True)).half()
         length[number] = place + 1
         ended = torch.isin(token, stops) | (place + 1 == most)
-        board.held = (board.held + 1).masked_fill(ended, 0)
+        # a row that nobody has stays at its first place: it may wait longer than a row has places
+        board.held = (board.held + 1).masked_fill(ended | (number == nobody), 0)
         number = number.masked_fill(ended, nobody)
         length[nobody] = 0
     if not torch.isfinite(logp).all():

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from edgespec.errors import InputError
+from edgespec.exporters import writer
 from edgespec.exporters.rounded import Rounded, rounded
 from edgespec.exporters.samples import Sample, Settings, generate, read
 from tests.helpers import tiny
@@ -55,6 +56,19 @@ def test_sampling_follows_the_seed_and_the_temperature(tmp_path: Path) -> None:
         assert x.tokens.tolist() == y.tokens.tolist() and x.temperature == z.temperature
         assert (x.tokens.tolist() == z.tokens.tolist()) == (x.temperature == 0)
     assert {s.temperature for s in first} == {0.0, 2.0}
+
+
+def test_a_row_may_stay_free_longer_than_it_has_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free rows wait for others to end, and those that no prompt is left for wait once more."""
+    monkeypatch.setattr(writer, "FREE", 1.0)
+    monkeypatch.setattr(writer, "LEAST_BUSY", 0.0)
+    model = copy.deepcopy(tiny.model("llama"))
+    stops = range(1, model.config.vocab_size, 12)
+    heat = [1e-4 if n in (0, 8) else 3.0 for n in range(9)]  # one text of each group is long
+    out = writer.write(model, [[9]] * 9, heat, stops, rows=8, most=24, top=5, seed=1)
+    lengths = out.length.tolist()
+    assert lengths[0] == lengths[8] == 24 and min(lengths) < 12
+    assert out.text[0].tolist() == out.text[8].tolist()
 
 
 def test_a_stopped_run_goes_on_and_two_machines_share(tmp_path: Path) -> None:
