@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from edgespec.config import Answering
+from edgespec.config_answering import Answering
 from edgespec.console import load
 from edgespec.progress import Progress
 

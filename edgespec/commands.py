@@ -22,13 +22,8 @@ from edgespec import (
     commands_vision,
 )
 from edgespec.answering import give_sight, opened, settings
-from edgespec.config import (
-    ChatConfig,
-    CheckConfig,
-    ExportConfig,
-    GenerateConfig,
-    InspectConfig,
-)
+from edgespec.config import CheckConfig, ExportConfig, InspectConfig
+from edgespec.config_answering import ChatConfig, GenerateConfig
 from edgespec.config_device import BuildConfig, PushConfig, TuneConfig
 from edgespec.config_evaluation import EvalConfig
 from edgespec.console import Terminated, load, print_json, verified, written

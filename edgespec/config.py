@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from edgespec.bundle import check_output
 from edgespec.config_vision import METHODS, check_pruning
@@ -116,6 +115,11 @@ class ExportConfig:
         "where the head is trimmed and the target's own)",
         None,
     )
+    draft_weights: str | None = flag(
+        "form of the draft's own weights, such as w4a16 beside w8a16 (default: as --weights)",
+        None,
+        choices=PRECISIONS,
+    )
     draft_budget: int = flag("cache rows of the draft that survive an eviction", 256)
     draft_policy: str = flag("how the draft's evicted rows are chosen, as --policy", "keydiff")
     vision_keep: float = flag(
@@ -201,7 +205,8 @@ class ExportConfig:
 
     def _check_draft(self) -> None:
         if self.draft is None:
-            for name in ("draft_vocab", "draft_rows", "context_rows", "draft_budget", "draft_policy"):
+            rows = ("draft_vocab", "draft_rows", "context_rows")
+            for name in (*rows, "draft_weights", "draft_budget", "draft_policy"):
                 if getattr(self, name) != default_of(ExportConfig, name):
                     word = flag_name(name)
                     raise InputError(f"{word} is given without a draft", f"add --draft, or leave {word} out")
@@ -254,15 +259,20 @@ class ExportConfig:
                 f"parts {self.parts} are given for format executorch, whose programs are whole",
                 "leave --parts out, or --format",
             )
-        for name in ("weights", "head", "embedding"):
-            form = getattr(self, name)
+        for name in ("weights", "draft_weights", "head", "embedding"):
+            form, word = getattr(self, name), name.replace("_", "-")
             allowed = self._forms(name)
             if form is not None and form not in allowed:
                 one_of(name, form, PRECISIONS)
                 onnx = "--device cpu" if self.format == "onnx" else "--format onnx"
                 where = f"on device {self.device}" if self.format == "onnx" else "in an ExecuTorch program"
-                hint = f"use --{name} {either(allowed)}, or {onnx}"
-                raise InputError(f"{name} {form} cannot run {where}", hint)
+                hint = f"use --{word} {either(allowed)}, or {onnx}"
+                raise InputError(f"{word} {form} cannot run {where}", hint)
+        if self.draft_weights is not None and (self.draft_weights in CODED) != self.coded:
+            raise InputError(
+                f"draft-weights {self.draft_weights} do not fit weights {self.weights}: one codes activations",
+                f"use {either(CODED)} for both, or for neither",
+            )
         if self.coded and MISCOMPILED in (self.block, *self.widths):
             raise InputError(
                 f"weights {self.weights} cannot have calls of {MISCOMPILED} rows, which Qualcomm's compiler "
@@ -276,13 +286,14 @@ class ExportConfig:
             )
 
     def _forms(self, name: str) -> tuple[str, ...]:
-        """The forms that `weights`, `head` or `embedding` may have beside the others.
+        """The forms that `weights`, `draft_weights`, `head` or `embedding` may have beside the others.
 
         An NPU looks nothing up in a table of 4-bit codes, and codes of 8 bits need coded activations.
         """
+        linear = name in ("weights", "draft_weights")
         if self.format == "executorch":
-            return tuple(p for p in EXECUTORCH_PRECISIONS if name == "weights" or p != "int4")
-        if self.device == "npu" and name != "weights":
+            return tuple(p for p in EXECUTORCH_PRECISIONS if linear or p != "int4")
+        if self.device == "npu" and not linear:
             return ("fp16", *(("w8a16",) if self.coded else ("int4",) if name == "head" else ()))
         return DEVICE_PRECISIONS[self.device]
 
@@ -322,78 +333,3 @@ class CheckConfig:
         if self.soc and self.npu is None:
             raise InputError(f"soc {','.join(self.soc)} is given without npu", "add --npu qualcomm")
         return self
-
-
-@dataclass(frozen=True)
-class Answering:
-    """What every command that lets a model speak can be told."""
-
-    bundle: str = flag("folder of the bundle", positional=True)
-    max_new_tokens: int = flag("most tokens of one answer", 256, kw_only=True)
-    temperature: float = flag("0 is greedy", 0.0, kw_only=True)
-    top_k: int = flag("sample among the k likeliest tokens; 0: all", 0, kw_only=True)
-    top_p: float = flag("sample among the likeliest tokens that make up this much", 1.0, kw_only=True)
-    repetition_penalty: float = flag("above 1 makes tokens already said less likely", 1.0, kw_only=True)
-    seed: int = flag("of the sampling: the same seed repeats a text", 0, kw_only=True)
-    threads: int = flag(THREADS, 0, kw_only=True)
-    soc: str = flag("run an npu bundle on this Qualcomm SoC's NPU, emulated here", "", kw_only=True)
-    via: str = flag(f"{VIA}; answer there, after edgespec push", "", kw_only=True)
-    to: str = flag(TO, "", kw_only=True)
-
-    def check(self) -> Self:
-        """Itself, or an InputError for the first value that cannot work."""
-        if self.soc:
-            one_of("soc", self.soc, SOCS)
-        if self.soc and self.via:
-            raise InputError("a device reached by --via runs its own SoC", "leave --soc or --via out")
-        between("max_new_tokens", self.max_new_tokens, 1, 2**20)
-        between("temperature", self.temperature, 0, 100)
-        between("top_k", self.top_k, 0, 2**30)
-        between("top_p", self.top_p, 1e-6, 1)
-        between("repetition_penalty", self.repetition_penalty, 0.01, 100)
-        between("seed", self.seed, 0, 2**62)
-        between("threads", self.threads, 0, 256)
-        return self
-
-
-@dataclass(frozen=True)
-class GenerateConfig(Answering):
-    """`edgespec generate`: the bundle, the prompt and how to sample and draft."""
-
-    prompt: str = flag("what to say to the model", positional=True)
-    image: tuple[str, ...] = flag(
-        "an image that the prompt is about, before its words; may be given several times", (), repeated=True
-    )
-    min_p: float = flag("leave out tokens below this share of the likeliest one's probability", 0.0)
-    drafter: str = flag("who drafts", "auto", choices=DRAFTERS)
-    no_draft: bool = flag("decode plainly, the same as --drafter none", False)
-    stop_rule: str = flag("when a draft ends", "cost", choices=("cost", "adaedl", "confidence", "fixed"))
-    draft_tokens: int = flag("most drafted tokens a round; 0: as many as the graphs hold", 0)
-    stats: bool = flag("print what it took on stderr", False)
-    trace: str | None = flag("file for a JSON line about every prompt and round", None)
-    raw: bool = flag("continue the prompt as plain text, without the chat template", False)
-    profile: str = flag("let the cost rule decide by this device's predicted call costs", "")
-
-    def check(self) -> GenerateConfig:
-        """Itself, or an InputError for the first value that cannot work."""
-        if not self.prompt.strip():
-            raise InputError("the prompt is empty", 'write one: edgespec generate BUNDLE "..."')
-        super().check()
-        for image in self.image:
-            check_file("image", image)
-        between("min_p", self.min_p, 0, 1)
-        between("draft_tokens", self.draft_tokens, 0, 2**20)
-        if self.profile and self.via:
-            raise InputError("a device reached by --via has its own call costs", "leave --profile out")
-        if self.trace is not None and not os.path.isdir(os.path.dirname(os.path.abspath(self.trace))):
-            raise InputError(
-                f"trace {self.trace!r} is in no folder", "give --trace a file in an existing one"
-            )
-        return self
-
-
-@dataclass(frozen=True)
-class ChatConfig(Answering):
-    """`edgespec chat`: the bundle and how to sample."""
-
-    max_new_tokens: int = flag("most tokens of one answer", 512, kw_only=True)

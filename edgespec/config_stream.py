@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from edgespec.config import DRAFTERS, PHONES, Answering
+from edgespec.config import DRAFTERS, PHONES
+from edgespec.config_answering import Answering
 from edgespec.errors import InputError
 from edgespec.flags import between, check_file, check_folder, flag
 

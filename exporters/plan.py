@@ -82,7 +82,10 @@ def draft_job(config: ExportConfig, target: Job) -> Job:
     cache = cache_spec(config, spec, "draft", whose)
     head: np.ndarray | None = None if len(ids) == spec.vocab else ids
     precision = target.precision
-    if isinstance(checkpoint.weights, Borrowing) and config.device == "cpu" and precision["linear"] == "int4":
+    borrowed = isinstance(checkpoint.weights, Borrowing)
+    if config.draft_weights is not None:
+        precision = precision | {"linear": config.draft_weights}
+    elif borrowed and config.device == "cpu" and precision["linear"] == "int4":
         precision = precision | {
             "linear": WIDE["cpu"]
         }  # a trained draft is on that grid: nothing is rounded again

@@ -30,6 +30,7 @@ TABLE = {
     "flags": {"errors"},
     "config": {"errors", "flags", "spec", "policy", "bundle", "parts", "soc", "config_vision"},
     "config_device": {"config", "flags"},
+    "config_answering": {"config", "errors", "flags", "soc"},
     "prompts": {"errors"},
     "material": {"errors", "bundle"},
     "tasks": {"errors", "material", "task_words"},
@@ -105,6 +106,7 @@ TABLE = {
         "flags",
         "errors",
         "config",
+        "config_answering",
         "config_evaluation",
         "console",
         "progress",
@@ -115,8 +117,8 @@ TABLE = {
     | {"commands_latency", "commands_bench", "commands_speculation", "commands_vision"}
     | {"commands_recommend", "commands_stream"}
     | {"files", "answering"},
-    "answering": {"config", "console", "progress"},
-    "config_stream": {"errors", "flags", "config"},
+    "answering": {"config_answering", "console", "progress"},
+    "config_stream": {"errors", "flags", "config", "config_answering"},
     "commands_stream": {"answering", "commands_bench", "commands_latency", "config_stream", "console"}
     | {"progress"},
     "cli": {"errors", "flags", "commands", "console", "progress"},

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.config import CheckConfig, ExportConfig, GenerateConfig
+from edgespec.config import CheckConfig, ExportConfig
+from edgespec.config_answering import GenerateConfig
 from edgespec.config_evaluation import EvalConfig
 from edgespec.errors import InputError
 from edgespec.flags import add_flags, from_values
@@ -138,6 +139,21 @@ REFUSED = [
         {"draft_budget": 512},
         "--draft-budget is given without a draft",
         "add --draft, or leave --draft-budget out",
+    ),
+    (
+        {"draft_weights": "int4"},
+        "--draft-weights is given without a draft",
+        "add --draft, or leave --draft-weights out",
+    ),
+    (
+        {"draft": "demo", "draft_weights": "w4a16"},
+        "draft-weights w4a16 cannot run on device cpu",
+        "use --draft-weights int4, int8, fp16 or fp32, or --device cpu",
+    ),
+    (
+        {"draft": "demo", "device": "npu", "weights": "w8a16", "draft_weights": "int4"},
+        "draft-weights int4 do not fit weights w8a16: one codes activations",
+        "use w4a16 or w8a16 for both, or for neither",
     ),
     (
         {"draft_vocab": "v"},

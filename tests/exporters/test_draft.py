@@ -57,6 +57,26 @@ def head_ids(bundle: Bundle) -> np.ndarray:
     return np.fromfile(bundle.path / engine(bundle, "draft").entry.head_ids, "<i4")
 
 
+@pytest.mark.parametrize(("weights", "own", "device"), [("int8", "int4", "cpu"), ("w8a16", "w4a16", "npu")])
+def test_a_draft_may_have_weights_in_a_form_of_its_own(
+    made: tuple[Bundle, PreTrainedModel], tmp_path: Path, weights: str, own: str, device: str
+) -> None:
+    """Its head stays in the form of the target's, whose rows the context rows are."""
+    source = made[0].path.parent / "source"
+    read = {}
+    for form in (None, own):
+        flags = FLAGS | {"weights": weights, "draft_weights": form, "device": device, "context_rows": 8}
+        bundle = export(
+            ExportConfig(str(source), str(tmp_path / f"{form}"), **flags), Progress(quiet=True), Engine
+        )
+        assert bundle.model("target").precision["linear"] == weights
+        assert bundle.model("draft").precision == bundle.model("target").precision | {
+            "linear": form or weights
+        }
+        read[form] = (bundle.path / bundle.model("draft").weights).stat().st_size
+    assert read[own] != read[None]  # of so small a matrix a block of 4-bit codes is mostly padding
+
+
 def test_every_output_of_the_draft_against_a_softmax_by_hand(made: tuple[Bundle, PreTrainedModel]) -> None:
     bundle, model = made
     draft, ids = engine(bundle, "draft"), head_ids(bundle)

@@ -78,6 +78,10 @@ CELLS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"policy": "keydiff", "weights": "int8", **SMALL}, {"drafter": "draft", "stop_rule": "fixed"}),
     ({"policy": "keydiff", "weights": "int8", **SMALL}, {"drafter": "ngram", "stop_rule": "fixed"}),
     ({"policy": "keydiff", "weights": "int4", **SMALL}, {"drafter": "both", "stop_rule": "fixed"}),
+    (
+        {"policy": "keydiff", "weights": "int8", "draft_weights": "int4", **SMALL},
+        {"drafter": "draft", "stop_rule": "fixed"},
+    ),
     ({"policy": "keydiff", "buckets": (16,), **SMALL}, {"drafter": "both", "stop_rule": "fixed"}),
     ({"policy": "none", "budget": 112, **SMALL}, {"drafter": "draft", "stop_rule": "fixed"}),
     ({"device": "npu", "weights": "fp16", **SMALL}, {"drafter": "draft", "stop_rule": "fixed"}),
