@@ -270,7 +270,7 @@ class ExportConfig:
                 raise InputError(f"{word} {form} cannot run {where}", hint)
         if self.draft_weights is not None and (self.draft_weights in CODED) != self.coded:
             raise InputError(
-                f"draft-weights {self.draft_weights} do not fit weights {self.weights}: one codes activations",
+                f"draft-weights {self.draft_weights} do not fit weights {self.weights or 'left out'}: one codes activations",
                 f"use {either(CODED)} for both, or for neither",
             )
         if self.coded and MISCOMPILED in (self.block, *self.widths):
