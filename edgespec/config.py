@@ -269,8 +269,9 @@ class ExportConfig:
                 hint = f"use --{word} {either(allowed)}, or {onnx}"
                 raise InputError(f"{word} {form} cannot run {where}", hint)
         if self.draft_weights is not None and (self.draft_weights in CODED) != self.coded:
+            theirs = self.weights or "left out"
             raise InputError(
-                f"draft-weights {self.draft_weights} do not fit weights {self.weights or 'left out'}: one codes activations",
+                f"draft-weights {self.draft_weights} do not fit weights {theirs}: one codes activations",
                 f"use {either(CODED)} for both, or for neither",
             )
         if self.coded and MISCOMPILED in (self.block, *self.widths):
