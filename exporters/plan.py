@@ -82,13 +82,12 @@ def draft_job(config: ExportConfig, target: Job) -> Job:
     cache = cache_spec(config, spec, "draft", whose)
     head: np.ndarray | None = None if len(ids) == spec.vocab else ids
     precision = target.precision
-    borrowed = isinstance(checkpoint.weights, Borrowing)
-    if config.draft_weights is not None:
-        precision = precision | {"linear": config.draft_weights}
-    elif borrowed and config.device == "cpu" and precision["linear"] == "int4":
-        precision = precision | {
-            "linear": WIDE["cpu"]
-        }  # a trained draft is on that grid: nothing is rounded again
+    form = config.draft_weights
+    if form is None and isinstance(checkpoint.weights, Borrowing):
+        # A trained draft is on int8's grid: nothing is rounded again
+        form = WIDE["cpu"] if config.device == "cpu" and precision["linear"] == "int4" else None
+    if form is not None:
+        precision = precision | {"linear": form}
     job = Job("draft", checkpoint, spec, cache, precision, (), target.fused, head)
     job = replace(job, reads_images=checkpoint.adapter is not None)
     return in_parts(config, replace(job, context_rows=context_rows(config, job, target)))
