@@ -22,10 +22,12 @@ from edgespec.policy import carries
 from edgespec.pte import DELEGATE_NAME, MethodCost, read_pte
 from edgespec.spec import ABSORBING, BYTES_PER_ELEMENT, VISION, GraphSpec, ModelEntry, TensorSpec, VisionEntry
 
-LOOKUPS = ("Gather", "GatherBlockQuantized")
+INT8_EMBED = "Int8Embed"
+LOOKUPS = ("Gather", "GatherBlockQuantized", INT8_EMBED)
 ANGLES = {("GroupQueryAttention", 7), ("GroupQueryAttention", 8)}  # tables of cosines and sines
 ENCODING = ("MatMul", "Gemm", "Conv")
-PRODUCTS = ("MatMul", "MatMulIntegerToFloat", "MatMulNBits")
+INT4_LINEAR = ("Int4Linear", "Int4LinearRow")
+PRODUCTS = ("MatMul", "MatMulNBits", "Int8Linear", *INT4_LINEAR)
 WIDENED = ("Cast", "DequantizeLinear")  # what makes floats of a stored weight
 _CODES = (2, 3, 21, 22)  # uint8, int8, uint4, int4
 _BITS = {
@@ -266,13 +268,15 @@ def _read_bytes(tensor: Any, uses: list[Any], width: int) -> int:
     if not uses or not all(_looked_up(node, i) for node, i in uses):
         return size if uses else 0
     node = uses[0][0]
-    axis = next((a.i for a in node.attribute if a.name in ("axis", "gather_axis")), 0)
+    last = len(tensor.dims) - 1 if node.op_type == INT8_EMBED else 0
+    axis = next((a.i for a in node.attribute if a.name in ("axis", "gather_axis")), last)
     return min(size, size // max(1, tensor.dims[axis] if tensor.dims else 1) * width)
 
 
 def _looked_up(node: Any, i: int) -> bool:
     """True for a table of which a call reads only its own rows (a table's scales and zero points too)."""
-    return (node.op_type in LOOKUPS and i != 1) or (node.op_type, i) in ANGLES
+    ids = 0 if node.op_type == INT8_EMBED else 1
+    return (node.op_type in LOOKUPS and i != ids) or (node.op_type, i) in ANGLES
 
 
 def _count_products(graph: Any, spec: GraphSpec) -> tuple[int, int]:
@@ -329,7 +333,9 @@ def _weight_of(node: Any, sizes: dict[str, tuple[int, ...]], casts: dict[str, st
     name = casts.get(node.input[1], node.input[1])
     if name not in sizes:
         return None
+    given = {a.name: a.i for a in node.attribute}
     if node.op_type == "MatMulNBits":
-        given = {a.name: a.i for a in node.attribute}
         return given["K"], given["N"]
+    if node.op_type in INT4_LINEAR:
+        return given["width"], given["height"]
     return sizes[name][-2], sizes[name][-1]

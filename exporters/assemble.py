@@ -82,13 +82,11 @@ class Job:
         """The parts that its layers are in."""
         return parts_of(self.counts or (self.spec.layers,))
 
-    def target(
-        self, kind: str, width: int, bucket: int, doubled: bool = False, part: Part | None = None
-    ) -> Target:
+    def target(self, kind: str, width: int, bucket: int, part: Part | None = None) -> Target:
         """What one of the step graphs is."""
         context = self.context_rows if kind == "draft" else 0
         return Target(
-            kind, width, bucket, self.cache, self.fused, self.head_ids, self.head_rows, context, doubled, part
+            kind, width, bucket, self.cache, self.fused, self.head_ids, self.head_rows, context, part
         )
 
     @property
@@ -308,7 +306,7 @@ def save_context_graph(job: Job, target: Source, folder: Path) -> GraphSpec:
     width = min(CONTEXT_WIDTH, job.cache.widest)
     place = lambda b: target.place(b, (target.head,), "head")  # noqa: E731
     ir.save(
-        context_graph(place, width, target.job.spec.vocab, job.spec.hidden),
+        context_graph(place, width, target.job.spec.vocab, job.spec.hidden, job.fused),
         folder / f"{job.name}-context.onnx",
     )
     tensors = context_tensors(width, job.spec.hidden)
@@ -320,8 +318,7 @@ def step_graph(
 ) -> GraphSpec:
     """Lower one part of a step (its kind, width and bucket), whose program this is, and save it."""
     kind, width, bucket = step
-    doubled = kind == "decode" and job.fused and FORMS[job.precision["linear"]].one_row_differs
-    target = job.target(kind, width, bucket, doubled, part)
+    target = job.target(kind, width, bucket, part)
     model = Lowering(program, job.spec, source.storage(), target).run()
     size = f"-{width}" if kind == "verify" else ""
     cache = f"-{bucket}" if len(job.cache.buckets) > 1 else ""

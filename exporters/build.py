@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-OPSETS = {"": 23, "com.microsoft": 1}
+FUNCTIONS = "edgespec"  # the domain of the functions that graphs define
+OPSETS = {"": 23, "com.microsoft": 1, FUNCTIONS: 1}
 IR_VERSION = 11
 
 
-class Builder:
-    """Appends nodes to a graph under construction; equal constants and equal work are written once."""
+@dataclass(frozen=True)
+class Given:
+    """An attribute of a node's function, inside its body."""
 
-    def __init__(self) -> None:
+    name: str
+    type: ir.AttributeType
+
+
+class Builder:
+    """Appends nodes to a graph under construction; equal constants and equal work are written once.
+
+    `named`: what `call` makes are functions that the graph defines, for which a runtime may have kernels.
+    """
+
+    def __init__(self, named: bool = False) -> None:
+        self.named = named
+        self.functions: dict[str, ir.Function] = {}
         self.nodes: list[ir.Node] = []
         self.inputs: list[ir.Value] = []
         self.initializers: dict[str, ir.Value] = {}
@@ -26,6 +41,10 @@ class Builder:
         self, kind: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any
     ) -> Any:
         """Append a node; its output, or a tuple of them where `outputs` > 1."""
+        attributes = {
+            key: ir.RefAttr(key, value.name, value.type) if isinstance(value, Given) else value
+            for key, value in attributes.items()
+        }
         node = ir.node(kind, list(inputs), attributes=attributes, domain=domain, num_outputs=outputs)
         if self.module:
             node.name = f"{self.module}/{kind}_{len(self.nodes)}"
@@ -33,6 +52,27 @@ class Builder:
             value.name = f"{kind.lower()}_{len(self.nodes)}" + (f"_{i}" if i else "")
         self.nodes.append(node)
         return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+
+    def call(self, name: str, make: Callable[..., ir.Value], *inputs: ir.Value, **attributes: Any) -> Any:
+        """The one value that `make(builder, *inputs, **attributes)` computes; a node of its own if named."""
+        if not self.named:
+            return make(self, *inputs, **attributes)
+        if name not in self.functions:
+            body = Body()
+            values = [ir.Value(name=f"given_{i}") for i in range(len(inputs))]
+            types = {key: ir.convenience.convert_attribute(key, v).type for key, v in attributes.items()}
+            out = make(body, *values, **{key: Given(key, kind) for key, kind in types.items()})
+            domains = sorted({node.domain for node in body.nodes} | {""})
+            graph = ir.Graph(values, [out], nodes=body.nodes, opset_imports={d: OPSETS[d] for d in domains})
+            own = [ir.Attr(key, kind, None) for key, kind in types.items()]
+            self.functions[name] = ir.Function(FUNCTIONS, name, graph=graph, attributes=own)
+        return self.op(name, *inputs, domain=FUNCTIONS, **attributes)
+
+    def ints(self, values: Any) -> ir.Value:
+        """A constant of int64 numbers, or one that a function is given."""
+        if isinstance(values, Given):
+            return self.op("Constant", value_ints=values)
+        return self.const(np.array(values, np.int64))
 
     def const(self, array: Any) -> ir.Value:
         """A constant, once per value and type."""
@@ -85,7 +125,16 @@ class Builder:
             initializers=[v for v in self.initializers.values() if v in read],
             opset_imports={d: OPSETS[d] for d in sorted(domains)},
         )
-        return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgespec")
+        functions = [f for name, f in self.functions.items() if any(node.op_type == name for node in used)]
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="edgespec", functions=functions)
+
+
+class Body(Builder):
+    """Builds the body of a function, which stores nothing: its constants are nodes."""
+
+    def initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
+        """A constant node."""
+        return self.op("Constant", value=tensor)
 
 
 def live(nodes: list[ir.Node], wanted: list[ir.Value]) -> list[ir.Node]:

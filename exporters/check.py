@@ -157,7 +157,9 @@ def check_graph(bundle: Bundle, graph: GraphSpec, operators: frozenset[tuple[str
         shapes = [(v.name, tuple(d.dim_value for d in v.type.tensor_type.shape.dim)) for v in have]
         if shapes != [(t.name, t.shape) for t in want]:
             return fail("its inputs or outputs are not the manifest's")
-    foreign = sorted({(n.domain, n.op_type) for n in model.graph.node} - operators)
+    nodes = [*model.graph.node, *(n for f in model.functions for n in f.node)]
+    defined = {(f.domain, f.name) for f in model.functions}
+    foreign = sorted({(n.domain, n.op_type) for n in nodes} - operators - defined)
     if foreign:
         names = ", ".join(f"{domain}.{kind}" if domain else kind for domain, kind in foreign)
         return fail(f"has operators that the device lacks: {names}")

@@ -1,7 +1,9 @@
 """The forms a weight matrix can be stored in: how each is encoded, multiplied and looked up in an ONNX graph.
 
 Knows numpy arrays and ONNX Runtime's kernels; knows nothing of models, names or files. A form is chosen so
-that a row of x gives the same bits in a call of any width. What that took (ONNX Runtime 1.32, AVX2, no VNNI):
+that a row of x gives the same bits in a call of any width. On a CPU a product is a function, for which our
+native runtime has kernels (runtime/native/linear.h). Any other runtime takes its body, of which ONNX Runtime
+1.32 asks (AVX2, no VNNI):
 - MatMulNBits of 4 bits rounds otherwise for one row than for several, so one row is multiplied twice over.
 - MatMulInteger with int8 weights adds pairs of products in 16 bits and saturates; uint8 weights are exact
   and as fast.
@@ -59,7 +61,6 @@ class Int4Grid:
     """
 
     name = "int4"
-    one_row_differs = True  # a call of one row is cheaper computed as two from its start
 
     def parts(self, n: int, k: int) -> Layout:
         """Type and shape of each array of an [n,k] weight."""
@@ -91,24 +92,12 @@ class Int4Grid:
 
     def linear(self, b: Builder, x: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
         """x [1,rows,k] -> [1,rows,n]."""
-        if rows == 1:
-            twice = b.once((self.name, "twice", x), lambda: b.op("Concat", x, x, axis=1))
-            return b.op("Gather", self.linear(b, twice, parts, 2, n, k), shape(b, 0), axis=1)
-        longer = b.once((self.name, "sums", x), lambda: self.with_sums(b, x, rows, k))
-        return b.op(
-            "MatMulNBits", longer, parts["codes"], parts["scale"], domain=MICROSOFT,
-            K=all_blocks(k) * BLOCK, N=n, bits=4, block_size=BLOCK, accuracy_level=4,
-        )  # fmt: skip
-
-    def with_sums(self, b: Builder, x: ir.Value, rows: int, k: int) -> ir.Value:
-        """x padded to whole blocks, then the sum of every block, twice, each padded too."""
         blocks, extra = layout(k)
-        if k % BLOCK:
-            x = b.op("Pad", x, shape(b, 0, 0, 0, 0, 0, BLOCK - k % BLOCK))
-        split = b.op("Reshape", x, shape(b, 1, rows, blocks, BLOCK))
-        sums = b.op("ReduceSum", split, shape(b, -1), keepdims=0)
-        rest = b.const(np.zeros((1, rows, extra * BLOCK - blocks), np.float32))
-        return b.op("Concat", x, *[sums, rest] * STAGES, axis=-1)
+        name, make = ("Int4LinearRow", int4_linear_row) if rows == 1 else ("Int4Linear", int4_linear)
+        return b.call(
+            name, make, x, parts["codes"], parts["scale"], inputs=k, width=all_blocks(k) * BLOCK, height=n,
+            fill=[0, 0, 0, 0, 0, -k % BLOCK], fill_sums=[0, 0, 0, 0, 0, extra * BLOCK - blocks],
+        )  # fmt: skip
 
     def embed(self, b: Builder, ids: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
         """ids [1,rows] -> those rows of the weight, [1,rows,k]."""
@@ -134,7 +123,6 @@ class Int8Rows:
     """
 
     name = "int8"
-    one_row_differs = False
 
     def parts(self, n: int, k: int) -> Layout:
         """Type and shape of each array of an [n,k] weight."""
@@ -153,32 +141,15 @@ class Int8Rows:
 
     def linear(self, b: Builder, x: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
         """x [1,rows,k] -> [1,rows,n]."""
-        u, scale, low = b.once((self.name, "rows", x), lambda: self.quantise(b, x, k))
-        main = b.op(
-            "MatMulIntegerToFloat", u, parts["codes"], number(b, 1), parts["scale"], None,
-            b.const(np.uint8(MIDDLE8)), domain=MICROSOFT,
-        )  # fmt: skip
-        return b.op("Add", b.op("Mul", main, scale), b.op("Mul", low, parts["sums"]))
-
-    def quantise(self, b: Builder, x: ir.Value, k: int) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """A row's 8-bit codes [1,rows,k], and its scale and least value [1,rows,1]."""
-        high, low = (b.op(kind, x, shape(b, -1), keepdims=1) for kind in ("ReduceMax", "ReduceMin"))
-        scale = b.op("Mul", b.op("Sub", high, low), number(b, 1 / 255))
-        raised = b.op("Sub", x, low)
-        return b.op("QuantizeLinear", raised, scale, axis=2, block_size=k, output_dtype=UINT8), scale, low
+        return b.call("Int8Linear", int8_linear, x, parts["codes"], parts["scale"], parts["sums"], inputs=k)
 
     def embed(self, b: Builder, ids: ir.Value, parts: Parts, rows: int, n: int, k: int) -> ir.Value:
         """ids [1,rows] -> those rows of the weight, [1,rows,k]."""
-        columns = b.op("Transpose", b.op("Gather", parts["codes"], ids, axis=1), perm=[1, 2, 0])
-        codes = b.op("Sub", b.op("Cast", columns, to=FLOAT), number(b, MIDDLE8))
-        scale = b.op("Reshape", b.op("Gather", parts["scale"], ids, axis=0), shape(b, 1, rows, 1))
-        return b.op("Mul", codes, scale)
+        return b.call("Int8Embed", int8_embed, ids, parts["codes"], parts["scale"])
 
 
 class Plain:
     """The weight itself, transposed, in the given float type; the arithmetic is float32."""
-
-    one_row_differs = False
 
     def __init__(self, name: str, dtype: str) -> None:
         self.name, self.dtype = name, dtype
@@ -224,7 +195,6 @@ class CodedRows:
     """
 
     name = "w8a16"
-    one_row_differs = False
 
     def parts(self, n: int, k: int) -> Layout:
         """Type and shape of each array of an [n,k] weight."""
@@ -261,7 +231,6 @@ class CodedBlocks:
     """
 
     name = "w4a16"
-    one_row_differs = False
 
     def parts(self, n: int, k: int) -> Layout:
         """Type and shape of each array of an [n,k] weight; InputError where blocks do not fit."""
@@ -313,6 +282,50 @@ FORMS: dict[str, Any] = {
         CodedBlocks(),
     )
 }
+
+
+def int4_linear(
+    b: Builder, x: ir.Value, codes: ir.Value, scale: ir.Value, *, inputs: Any, width: Any, height: Any,
+    fill: Any, fill_sums: Any,
+) -> ir.Value:  # fmt: skip
+    """x padded to whole blocks, then the sum of every block, twice, each padded too; times the codes."""
+
+    def longer() -> ir.Value:
+        whole = x if fill == [0] * 6 else b.op("Pad", x, b.ints(fill))
+        sums = b.op("ReduceSum", b.op("Reshape", whole, shape(b, 0, 0, -1, BLOCK)), shape(b, -1), keepdims=0)
+        return b.op("Concat", whole, *[b.op("Pad", sums, b.ints(fill_sums))] * STAGES, axis=-1)
+
+    return b.op(
+        "MatMulNBits", b.once(("int4", "sums", x), longer), codes, scale, domain=MICROSOFT,
+        K=width, N=height, bits=4, block_size=BLOCK, accuracy_level=4,
+    )  # fmt: skip
+
+
+def int4_linear_row(b: Builder, x: ir.Value, *arrays: ir.Value, **sizes: Any) -> ir.Value:
+    """One row, multiplied twice over: ONNX Runtime's kernel rounds it otherwise than one of several."""
+    twice = b.once(("int4", "twice", x), lambda: b.op("Concat", x, x, axis=1))
+    return b.op("Gather", int4_linear(b, twice, *arrays, **sizes), shape(b, 0), axis=1)
+
+
+def int8_linear(
+    b: Builder, x: ir.Value, codes: ir.Value, scale: ir.Value, sums: ir.Value, *, inputs: Any
+) -> ir.Value:
+    """A row's 8-bit codes over its own range, times the codes of the weight."""
+    high, low = (b.op(kind, x, shape(b, -1), keepdims=1) for kind in ("ReduceMax", "ReduceMin"))
+    step = b.op("Mul", b.op("Sub", high, low), number(b, 1 / 255))
+    raised = b.op("Sub", x, low)
+    u = b.op("QuantizeLinear", raised, step, axis=2, block_size=inputs, output_dtype=UINT8)
+    middle = b.const(np.uint8(MIDDLE8))
+    main = b.op("MatMulIntegerToFloat", u, codes, number(b, 1), scale, None, middle, domain=MICROSOFT)
+    return b.op("Add", b.op("Mul", main, step), b.op("Mul", low, sums))
+
+
+def int8_embed(b: Builder, ids: ir.Value, codes: ir.Value, scale: ir.Value) -> ir.Value:
+    """Columns of the codes, around 0, times their scales."""
+    columns = b.op("Transpose", b.op("Gather", codes, ids, axis=1), perm=[1, 2, 0])
+    values = b.op("Sub", b.op("Cast", columns, to=FLOAT), number(b, MIDDLE8))
+    own = b.op("Unsqueeze", b.op("Gather", scale, ids, axis=0), shape(b, 2))
+    return b.op("Mul", values, own)
 
 
 def layout(k: int) -> tuple[int, int]:

@@ -167,8 +167,7 @@ def new_queries(low: Lowering) -> ir.Value:
             f"{spec.family} caps the attention scores of its layers differently",
             "use --policy keydiff or sinks, which read no queries",
         )
-    made = b.op("Mul", made, b.const(scales if len({*scales.flat}) > 1 else scales.flat[0]))
-    return made if low.width == low.target.width else b.op("Gather", made, shape(0), axis=0)
+    return b.op("Mul", made, b.const(scales if len({*scales.flat}) > 1 else scales.flat[0]))
 
 
 def turned_together(low: Lowering, nodes: list[ir.Node]) -> ir.Value:

@@ -45,10 +45,14 @@ def absolute_ids(low: Lowering, head_ids: np.ndarray) -> ir.Value:
 
 
 def context_graph(
-    place: Callable[[Builder], tuple[Any, dict[str, ir.Value]]], width: int, vocab: int, hidden: int
+    place: Callable[[Builder], tuple[Any, dict[str, ir.Value]]],
+    width: int,
+    vocab: int,
+    hidden: int,
+    fused: bool,
 ) -> ir.Model:
     """tokens [1,S] -> their rows of the target's head [1,S,hidden]; `place` gives its stored form."""
-    b = Builder()
+    b = Builder(named=fused)
     (tokens,), (rows,) = context_tensors(width, hidden)
     ids = b.input(tokens.name, INT32, tokens.shape)
     form, parts = place(b)

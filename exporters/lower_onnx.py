@@ -71,9 +71,6 @@ class Target:
     head_ids: np.ndarray | None = None
     head_rows: int = 0
     context: int = 0
-    doubled: bool = (
-        False  # a one-row call computed as two equal rows, because a kernel rounds otherwise at one
-    )
     part: Part | None = None
 
     def tensors(self, spec: ModelSpec) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -90,9 +87,9 @@ class Lowering:
 
     def __init__(self, program: Program, spec: ModelSpec, storage: Storage, target: Target) -> None:
         self.program, self.spec, self.storage, self.target = program, spec, storage, target
-        self.b = Builder()
-        self.width = 2 if target.doubled else target.width
-        self.steps = np.zeros(2, np.int32) if target.doubled else np.arange(target.width, dtype=np.int32)
+        self.b = Builder(named=target.fused)
+        self.width = target.width
+        self.steps = np.arange(target.width, dtype=np.int32)
         self.values: dict[ir.Value, ir.Value] = {}
         self.order = {node: i for i, node in enumerate(program.graph)}
         self.attends: dict[int, ir.Node] = {}
@@ -127,7 +124,7 @@ class Lowering:
         """The program's call inputs; its parameters are met where they are used."""
         if value.name == "tokens" or handed(value):
             rows = self.inputs[value.name or ""]
-            self.values[value] = self.b.op("Concat", rows, rows, axis=1) if self.target.doubled else rows
+            self.values[value] = rows
         elif value.name == "positions":
             made = self.places(self.steps)
             counted = any(node.op_type != "Embed" for node in value.consumers())
@@ -189,7 +186,7 @@ class Lowering:
         """x · Wᵀ in the weight's form; on a CPU all linears of one x are one product, split afterwards."""
         x, weight = node.inputs
         if weight.name in self.storage.head:
-            rows = 1 if self.target.kind in ABSORBING or self.target.doubled else self.width
+            rows = 1 if self.target.kind in ABSORBING else self.width
             made = self.product(x, (weight.name,), "head", rows)
             self.values[node.outputs[0]] = joined(self, self.get(x), made) if self.target.context else made
             return
@@ -303,12 +300,10 @@ class Lowering:
         )
 
     def lower_take(self, node: ir.Node) -> None:
-        """Prefill and embeds want the logits of one row, a doubled call those of the first, others of all."""
+        """Prefill and embeds want the logits of one row, others of all."""
         x = self.get(node.inputs[0])
         if self.target.kind in ABSORBING:
             x = self.b.op("Gather", x, self.inputs["row"], axis=1)
-        else:
-            x = self.first(x)
         self.values[node.outputs[0]] = x
 
     def lower_attend(self, node: ir.Node) -> None:
@@ -325,7 +320,7 @@ class Lowering:
         """Every output the specification names, from the logits, or a part's last sum, and the new rows."""
         b, t = self.b, self.target
         name = f"{HIDDEN}{self.part.number + 1}"
-        made = self.of_logits(last) if self.part.last else {name: self.first(last)}
+        made = self.of_logits(last) if self.part.last else {name: last}
         if t.cache.queries:
             made["new_queries"] = new_queries(self)
         for label, rows in (("keys", self.new_keys), ("values", self.new_values)):
@@ -337,12 +332,6 @@ class Lowering:
                 names = (f"new_{label}_{i}" for i in self.part.layers)
                 made.update(zip(names, ordered, strict=True))
         return {w.name: (made[w.name], DTYPES[w.dtype], w.shape) for w in t.tensors(self.spec)[1]}
-
-    def first(self, rows: ir.Value) -> ir.Value:
-        """Of a doubled call's two equal rows [1,2,hidden] one; others as they are."""
-        if not self.target.doubled:
-            return rows
-        return self.b.op("Gather", rows, self.b.const(np.array([0], np.int64)), axis=1)
 
     def of_logits(self, logits: ir.Value) -> dict[str, ir.Value]:
         """The logits and what follows from them."""

@@ -18,6 +18,7 @@
 
 #include "backend.h"
 #include "error.h"
+#include "linear_op.h"
 #include "onnx_status.h"
 #include "onnx_table.h"
 #include "qnn.h"
@@ -52,6 +53,13 @@ class Mapping {
 
     uint8_t* data() const { return data_; }
     size_t size() const { return size_; }
+
+    // Takes an array's whole pages out of memory, if it lies here; whoever reads them again finds them in the file.
+    void drop(const void* array, size_t bytes) const {
+        const auto at = reinterpret_cast<uintptr_t>(array), page = uintptr_t(sysconf(_SC_PAGESIZE)), base = reinterpret_cast<uintptr_t>(data_);
+        const uintptr_t first = (at + page - 1) / page * page, last = (at + bytes) / page * page;
+        if (at >= base && at + bytes <= base + size_ && first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+    }
 
   private:
     uint8_t* data_ = nullptr;
@@ -123,6 +131,11 @@ class OnnxBackend : public Backend {
         api->ReleaseThreadingOptions(threading);
         check(api->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, &memory_), "start");
         check(api->CreatePrepackedWeightsContainer(&prepacked_), "start");
+        const Kernels* own = kernels();
+        const auto drop = [this](const void* array, size_t bytes) {
+            for (const auto& [name, mapped] : files_) mapped->drop(array, bytes);
+        };
+        if (own && options_.prepack) linear_ = std::make_unique<LinearOps>(api, *own, drop);
         if (!options_.qnn.folder.empty()) qnn_ = std::make_unique<Qnn>(env_, options_.qnn);
     }
     ~OnnxBackend() override {
@@ -149,6 +162,7 @@ class OnnxBackend : public Backend {
         }
         // Or products with coded weights round their activations to 8 bits.
         if (entry.cached == Type::int8) check(api->AddSessionConfigEntry(options, "session.disable_quant_qdq", "1"), "keep the codes of activations");
+        if (linear_) linear_->add_to(options);
         if (!options_.prepack) check(api->AddSessionConfigEntry(options, "session.disable_prepacking", "1"), "set prepacking");
         const Mapping model(path);
         for (const External& array : external_arrays(model.data(), model.size())) {
@@ -160,7 +174,7 @@ class OnnxBackend : public Backend {
         OrtSession* session = nullptr;
         check(api->CreateSessionWithPrepackedWeightsContainer(env_, path.c_str(), options, prepacked_, &session), "open " + file);
         // Kernels read their own packed copies from now on; what is looked up in the mapping pages in again.
-        for (auto& [name, mapped] : files_) madvise(mapped->data(), mapped->size(), MADV_DONTNEED);
+        for (auto& [name, mapped] : files_) mapped->drop(mapped->data(), mapped->size());
 #ifdef __GLIBC__
         malloc_trim(0);
 #endif
@@ -194,6 +208,7 @@ class OnnxBackend : public Backend {
     std::string folder_;
     BackendOptions options_;
     std::unique_ptr<Qnn> qnn_;
+    std::unique_ptr<LinearOps> linear_;
     OrtEnv* env_ = nullptr;
     OrtMemoryInfo* memory_ = nullptr;
     OrtPrepackedWeightsContainer* prepacked_ = nullptr;

@@ -21,7 +21,7 @@ def test_native_tests(tmp_path: Path) -> None:
         ["ctest", "--output-on-failure"], cwd=tmp_path / "b", capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
-    assert "100% tests passed, 0 tests failed out of 5" in done.stdout
+    assert "100% tests passed, 0 tests failed out of 6" in done.stdout
 
 
 def test_help_and_flags() -> None:

@@ -1,0 +1,45 @@
+// The operators Int8Linear, Int4Linear and Int8Embed for ONNX Runtime. A graph defines them as functions of standard operators; where this
+// processor has kernels (linear.h), these take their place.
+#pragma once
+
+#include <onnxruntime_c_api.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "linear.h"
+
+namespace edgespec {
+
+// The operators, and their weights in the kernels' layout, once for all graphs that share them. Outlives the sessions.
+class LinearOps {
+  public:
+    // read: told of stored codes that are not read again.
+    LinearOps(const OrtApi* api, const Kernels& kernels, std::function<void(const void*, size_t)> read);
+    ~LinearOps();
+    LinearOps(const LinearOps&) = delete;
+    LinearOps& operator=(const LinearOps&) = delete;
+
+    void add_to(OrtSessionOptions* session) const;
+
+  private:
+    struct Op;
+    struct Stored {
+        Weight weight;
+        std::vector<uint8_t> packed;
+        std::vector<float> scale, sums;
+    };
+    void* node(const Op& op, const OrtKernelInfo* info);  // the kernel of a node
+
+    const OrtApi* api_;
+    const Kernels& kernels_;
+    std::function<void(const void*, size_t)> read_;
+    OrtCustomOpDomain* domain_ = nullptr;
+    std::vector<std::unique_ptr<Op>> ops_;
+    std::map<std::tuple<bool, const void*, std::vector<int64_t>>, Stored> weights_;  // by form (int4), and the place and shape of the codes
+};
+
+}  // namespace edgespec
