@@ -24,7 +24,7 @@ from edgespec.spec import ABSORBING, BYTES_PER_ELEMENT, VISION, GraphSpec, Model
 
 INT8_EMBED = "Int8Embed"
 LOOKUPS = ("Gather", "GatherBlockQuantized", INT8_EMBED)
-ANGLES = {("GroupQueryAttention", 7), ("GroupQueryAttention", 8)}  # tables of cosines and sines
+ANGLES = {("AttendPacked", 6), ("AttendPacked", 7)}  # tables of cosines and sines
 ENCODING = ("MatMul", "Gemm", "Conv")
 INT4_LINEAR = ("Int4Linear", "Int4LinearRow")
 PRODUCTS = ("MatMul", "MatMulNBits", "Int8Linear", *INT4_LINEAR)

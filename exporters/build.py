@@ -53,20 +53,25 @@ class Builder:
         self.nodes.append(node)
         return node.outputs[0] if outputs == 1 else tuple(node.outputs)
 
-    def call(self, name: str, make: Callable[..., ir.Value], *inputs: ir.Value, **attributes: Any) -> Any:
-        """The one value that `make(builder, *inputs, **attributes)` computes; a node of its own if named."""
+    def call(
+        self, name: str, make: Callable[..., Any], *inputs: ir.Value, outputs: int = 1, **attributes: Any
+    ) -> Any:
+        """What `make(builder, *inputs, **attributes)` computes, a value or a tuple of `outputs`; as a node of
+        its own if named.
+        """
         if not self.named:
             return make(self, *inputs, **attributes)
         if name not in self.functions:
             body = Body()
             values = [ir.Value(name=f"given_{i}") for i in range(len(inputs))]
             types = {key: ir.convenience.convert_attribute(key, v).type for key, v in attributes.items()}
-            out = make(body, *values, **{key: Given(key, kind) for key, kind in types.items()})
+            made = make(body, *values, **{key: Given(key, kind) for key, kind in types.items()})
+            out = [made] if outputs == 1 else list(made)
             domains = sorted({node.domain for node in body.nodes} | {""})
-            graph = ir.Graph(values, [out], nodes=body.nodes, opset_imports={d: OPSETS[d] for d in domains})
+            graph = ir.Graph(values, out, nodes=body.nodes, opset_imports={d: OPSETS[d] for d in domains})
             own = [ir.Attr(key, kind, None) for key, kind in types.items()]
             self.functions[name] = ir.Function(FUNCTIONS, name, graph=graph, attributes=own)
-        return self.op(name, *inputs, domain=FUNCTIONS, **attributes)
+        return self.op(name, *inputs, domain=FUNCTIONS, outputs=outputs, **attributes)
 
     def ints(self, values: Any) -> ir.Value:
         """A constant of int64 numbers, or one that a function is given."""

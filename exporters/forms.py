@@ -2,7 +2,7 @@
 
 Knows numpy arrays and ONNX Runtime's kernels; knows nothing of models, names or files. A form is chosen so
 that a row of x gives the same bits in a call of any width. On a CPU a product is a function, for which our
-native runtime has kernels (runtime/native/linear.h). Any other runtime takes its body, of which ONNX Runtime
+native runtime has kernels (runtime/native/kernels.h). Any other runtime takes its body, of which ONNX Runtime
 1.32 asks (AVX2, no VNNI):
 - MatMulNBits of 4 bits rounds otherwise for one row than for several, so one row is multiplied twice over.
 - MatMulInteger with int8 weights adds pairs of products in 16 bits and saturates; uint8 weights are exact

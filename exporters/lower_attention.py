@@ -7,6 +7,7 @@ its outputs.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from edgespec.errors import InputError
 from edgespec.exporters.attention import MASKED
 
 if TYPE_CHECKING:
+    from edgespec.exporters.build import Builder
     from edgespec.exporters.lower_onnx import Lowering
 
 Triple = tuple[ir.Value, ir.Value, ir.Value]
@@ -97,53 +99,85 @@ def mask(low: Lowering, slots: int, window: int, group: int) -> ir.Value:
 def append_attend(low: Lowering, node: ir.Node, layer: int) -> Triple:
     """Out [1,S,H,d] and both buffers, bound as input and as output, with the call's rows at `count`.
 
-    GroupQueryAttention rounds otherwise at one row: a one-row call attends with its row twice (the second
-    copy lands on a slot beyond the count, which holds garbage by contract), so that decode gives the bits
-    of a verify row.
+    One function: GroupQueryAttention, for which our native runtime has kernels (runtime/native/kernels.h).
     """
     b, spec, width = low.b, low.spec, low.width
     scale, window, softcap = (node.attributes[name].value for name in ("scale", "window", "softcap"))
-    attributes = {"softcap": softcap} if softcap else {}
-    if window:
-        attributes["local_window_size"] = window
     rows = max(width, 2)
     qkv, angles = plain_projection(low, node)
-    if qkv is not None:
-        attributes |= {"do_rotary": 1, "rotary_interleaved": angles[2]}
-        q, k, v, turning = qkv, None, None, [angles[0], angles[1], positions(low, rows)]
-    else:
-        q, k, v = (by_row(low, value) for value in node.inputs[:3])
-        turning = []
-    if width == 1:
-        q, k, v = (None if x is None else b.op("Concat", x, x, axis=1) for x in (q, k, v))
     count = low.inputs["count"]
     last = b.once("last", lambda: b.op("Add", count, b.const(np.array([rows - 1], np.int32))))
     total = b.once("total", lambda: b.op("Add", count, b.const(np.array([rows], np.int32))))
-    out, new_keys, new_values = b.op(
-        "GroupQueryAttention",
-        q,
-        k,
-        v,
-        low.inputs[f"keys_{layer}"],
-        low.inputs[f"values_{layer}"],
-        last,
-        total,
-        *turning,
-        domain="com.microsoft",
-        outputs=3,
-        num_heads=spec.heads,
-        kv_num_heads=spec.kv_heads,
-        scale=scale,
-        **attributes,
-    )
-    if width == 1:
-        out = b.op("Gather", out, b.const(np.array([0], np.int64)), axis=1)
+    caches = (low.inputs[f"keys_{layer}"], low.inputs[f"values_{layer}"], count, last, total)
+    numbers: dict[str, Any] = {"heads": spec.heads, "kv_heads": spec.kv_heads, "scale": float(scale)}
+    numbers |= {"softcap": float(softcap), "window": int(window) or -1}
+    how = {"outputs": 3, **numbers}
+    if qkv is None:
+        given = [by_row(low, value) for value in node.inputs[:3]]
+        out, new_keys, new_values = b.call("Attend", partial(separate, width), *given, *caches, **how)
+    else:
+        given = [qkv, *caches, angles[0], angles[1], positions(low, rows)]
+        how["interleaved"] = int(angles[2])
+        out, new_keys, new_values = b.call("AttendPacked", partial(packed, width), *given, **how)
     low.flat[node.outputs[0]] = out
     return (
         b.op("Reshape", out, b.const(np.array([1, width, spec.heads, spec.head_dim], np.int64))),
         new_keys,
         new_values,
     )
+
+
+def separate(
+    width: int, b: Builder, q: ir.Value, k: ir.Value, v: ir.Value, keys: ir.Value, values: ir.Value,
+    count: ir.Value, last: ir.Value, total: ir.Value, **numbers: Any,
+) -> tuple[ir.Value, ir.Value, ir.Value]:  # fmt: skip
+    """Attention of rows that are turned already, if at all."""
+    return grouped(width, b, (q, k, v), (keys, values, last, total), (), **numbers)
+
+
+def packed(
+    width: int, b: Builder, qkv: ir.Value, keys: ir.Value, values: ir.Value, count: ir.Value, last: ir.Value,
+    total: ir.Value, cos: ir.Value, sin: ir.Value, places: ir.Value, *, interleaved: Any, **numbers: Any,
+) -> tuple[ir.Value, ir.Value, ir.Value]:  # fmt: skip
+    """Attention of rows [1,S,(H+2·KV)·d] that are turned here, by the angles of their positions."""
+    turning = {"do_rotary": 1, "rotary_interleaved": interleaved}
+    caches = (keys, values, last, total)
+    return grouped(width, b, (qkv, None, None), caches, (cos, sin, places), **turning, **numbers)
+
+
+def grouped(
+    width: int,
+    b: Builder,
+    rows: tuple[ir.Value | None, ...],
+    caches: tuple[ir.Value, ...],
+    angles: tuple[ir.Value, ...],
+    *,
+    heads: Any,
+    kv_heads: Any,
+    window: Any,
+    **attributes: Any,
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """GroupQueryAttention rounds otherwise at one row: a one-row call attends with its row twice (the second
+    copy lands on a slot beyond the count, which holds garbage by contract), so that decode gives the bits of
+    a verify row.
+    """
+    if width == 1:
+        rows = tuple(None if x is None else b.op("Concat", x, x, axis=1) for x in rows)
+    out, new_keys, new_values = b.op(
+        "GroupQueryAttention",
+        *rows,
+        *caches,
+        *angles,
+        domain="com.microsoft",
+        outputs=3,
+        num_heads=heads,
+        kv_num_heads=kv_heads,
+        local_window_size=window,
+        **attributes,
+    )
+    if width == 1:
+        out = b.op("Gather", out, b.const(np.array([0], np.int64)), axis=1)
+    return out, new_keys, new_values
 
 
 def new_queries(low: Lowering) -> ir.Value:

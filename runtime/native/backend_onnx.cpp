@@ -18,7 +18,7 @@
 
 #include "backend.h"
 #include "error.h"
-#include "linear_op.h"
+#include "operators.h"
 #include "onnx_status.h"
 #include "onnx_table.h"
 #include "qnn.h"
@@ -135,7 +135,7 @@ class OnnxBackend : public Backend {
         const auto drop = [this](const void* array, size_t bytes) {
             for (const auto& [name, mapped] : files_) mapped->drop(array, bytes);
         };
-        if (own && options_.prepack) linear_ = std::make_unique<LinearOps>(api, *own, drop);
+        if (own && options_.prepack) operators_ = std::make_unique<Operators>(api, *own, drop);
         if (!options_.qnn.folder.empty()) qnn_ = std::make_unique<Qnn>(env_, options_.qnn);
     }
     ~OnnxBackend() override {
@@ -162,7 +162,7 @@ class OnnxBackend : public Backend {
         }
         // Or products with coded weights round their activations to 8 bits.
         if (entry.cached == Type::int8) check(api->AddSessionConfigEntry(options, "session.disable_quant_qdq", "1"), "keep the codes of activations");
-        if (linear_) linear_->add_to(options);
+        if (operators_) operators_->add_to(options);
         if (!options_.prepack) check(api->AddSessionConfigEntry(options, "session.disable_prepacking", "1"), "set prepacking");
         const Mapping model(path);
         for (const External& array : external_arrays(model.data(), model.size())) {
@@ -208,7 +208,7 @@ class OnnxBackend : public Backend {
     std::string folder_;
     BackendOptions options_;
     std::unique_ptr<Qnn> qnn_;
-    std::unique_ptr<LinearOps> linear_;
+    std::unique_ptr<Operators> operators_;
     OrtEnv* env_ = nullptr;
     OrtMemoryInfo* memory_ = nullptr;
     OrtPrepackedWeightsContainer* prepacked_ = nullptr;

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "linear.h"
+#include "kernels_attend.h"
 
 namespace edgespec {
 namespace {
@@ -100,11 +100,10 @@ struct Int4Block {
 size_t int4_bytes(const Weight& w) { return up(w.blocks * int64_t(sizeof(Int4Block)), 64); }
 
 void int4_row(const Weight& w, const float* given, uint8_t* made) {
-    thread_local std::vector<float> x;
-    x.resize(size_t(w.blocks * BLOCK));
-    with_sums(w, given, x.data());
+    float* x = scratch(size_t(w.blocks * BLOCK));
+    with_sums(w, given, x);
     for (int64_t b = 0; b < w.blocks; ++b) {
-        const __m512 low = _mm512_loadu_ps(x.data() + b * BLOCK), high = _mm512_loadu_ps(x.data() + b * BLOCK + LANES);
+        const __m512 low = _mm512_loadu_ps(x + b * BLOCK), high = _mm512_loadu_ps(x + b * BLOCK + LANES);
         const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
         const __m512 turn = _mm512_set1_ps(most > 0 ? 127 / most : 0);
         const __m512i q0 = _mm512_cvtps_epi32(_mm512_mul_ps(low, turn)), q1 = _mm512_cvtps_epi32(_mm512_mul_ps(high, turn));
@@ -112,7 +111,7 @@ void int4_row(const Weight& w, const float* given, uint8_t* made) {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(block.q), _mm512_cvtsepi32_epi8(q0));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(block.q + LANES), _mm512_cvtsepi32_epi8(q1));
         block.start = -8 * _mm512_reduce_add_epi32(_mm512_add_epi32(q0, q1));
-        block.scale = most / 127 + fault(x.data() + b * BLOCK, BLOCK);
+        block.scale = most / 127 + fault(x + b * BLOCK, BLOCK);
         std::memcpy(made + b * int64_t(sizeof block), &block, sizeof block);
     }
 }
@@ -175,9 +174,38 @@ void int4_tiles(const Weight& w, const Rows& rows, int64_t begin, int64_t end, f
         }
 }
 
+struct Vector {
+    static constexpr int64_t LANES = 16;
+    __m512 v;
+    Vector() = default;
+    Vector(__m512 given) : v(given) {}
+    explicit Vector(float x) : v(_mm512_set1_ps(x)) {}
+    static Vector load(const float* x) { return _mm512_loadu_ps(x); }
+    void store(float* x) const { _mm512_storeu_ps(x, v); }
+    friend Vector operator+(Vector a, Vector b) { return _mm512_add_ps(a.v, b.v); }
+    friend Vector operator-(Vector a, Vector b) { return _mm512_sub_ps(a.v, b.v); }
+    friend Vector operator*(Vector a, Vector b) { return _mm512_mul_ps(a.v, b.v); }
+    friend Vector operator/(Vector a, Vector b) { return _mm512_div_ps(a.v, b.v); }
+    friend Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+    friend Vector max(Vector a, Vector b) { return _mm512_max_ps(a.v, b.v); }
+    friend Vector min(Vector a, Vector b) { return _mm512_min_ps(a.v, b.v); }
+    friend Vector round(Vector a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    Vector times_two_to(Vector n) const { return _mm512_scalef_ps(v, n.v); }
+    Vector zero_where_less(Vector x, Vector limit) const { return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(x.v, limit.v, _CMP_LT_OQ), _mm512_setzero_ps()); }
+    Vector with_sign_of(Vector x) const {
+        const __m512i sign = _mm512_set1_epi32(int(0x80000000));
+        return _mm512_castsi512_ps(_mm512_or_si512(_mm512_andnot_si512(sign, _mm512_castps_si512(v)), _mm512_and_si512(sign, _mm512_castps_si512(x.v))));
+    }
+    // Minus infinity where j is not from `from` to `to`.
+    Vector only_within(Vector j, Vector from, Vector to) const {
+        const __mmask16 seen = _mm512_cmp_ps_mask(j.v, from.v, _CMP_GE_OQ) & _mm512_cmp_ps_mask(j.v, to.v, _CMP_LE_OQ);
+        return _mm512_mask_mov_ps(_mm512_set1_ps(-std::numeric_limits<float>::infinity()), seen, v);
+    }
+};
+
 }  // namespace
 
-const Kernels AVX512{{int8_bytes, int8_row, int8_tiles}, {int4_bytes, int4_row, int4_tiles}, LANES, GROUP};
+const Kernels AVX512{{int8_bytes, int8_row, int8_tiles}, {int4_bytes, int4_row, int4_tiles}, attend<Vector>, LANES, GROUP};
 
 }  // namespace edgespec
 #endif

@@ -1,5 +1,5 @@
-// The operators Int8Linear, Int4Linear and Int8Embed for ONNX Runtime. A graph defines them as functions of standard operators; where this
-// processor has kernels (linear.h), these take their place.
+// The operators Int8Linear, Int4Linear, Int8Embed and Attend for ONNX Runtime. A graph defines them as functions of standard operators; where this
+// processor has kernels (kernels.h), these take their place.
 #pragma once
 
 #include <onnxruntime_c_api.h>
@@ -10,18 +10,18 @@
 #include <tuple>
 #include <vector>
 
-#include "linear.h"
+#include "kernels.h"
 
 namespace edgespec {
 
 // The operators, and their weights in the kernels' layout, once for all graphs that share them. Outlives the sessions.
-class LinearOps {
+class Operators {
   public:
     // read: told of stored codes that are not read again.
-    LinearOps(const OrtApi* api, const Kernels& kernels, std::function<void(const void*, size_t)> read);
-    ~LinearOps();
-    LinearOps(const LinearOps&) = delete;
-    LinearOps& operator=(const LinearOps&) = delete;
+    Operators(const OrtApi* api, const Kernels& kernels, std::function<void(const void*, size_t)> read);
+    ~Operators();
+    Operators(const Operators&) = delete;
+    Operators& operator=(const Operators&) = delete;
 
     void add_to(OrtSessionOptions* session) const;
 

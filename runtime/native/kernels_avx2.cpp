@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "linear.h"
+#include "kernels_attend.h"
 
 namespace edgespec {
 namespace {
@@ -94,10 +94,10 @@ void int8_tile(const Weight& w, const Rows& rows, int64_t row, int64_t output, f
 }
 
 void int8_tiles(const Weight& w, const Rows& rows, int64_t begin, int64_t end, float* y) {
-    static constexpr decltype(&int8_tile<1>) of[] = {int8_tile<1>, int8_tile<2>, int8_tile<3>, int8_tile<4>, int8_tile<5>};
+    static constexpr decltype(&int8_tile<1>) of[] = {int8_tile<1>, int8_tile<2>, int8_tile<3>, int8_tile<4>};
     for (int64_t output = begin * TILE; output < std::min(w.n, end * TILE); output += TILE)
         for (int64_t row = 0, count; row < rows.count; row += count) {
-            count = rows.count - row > 5 ? 4 : rows.count - row;
+            count = rows.count - row > 4 ? rows.count - row == 5 ? 3 : 4 : rows.count - row;
             of[count - 1](w, rows, row, output, y);
         }
 }
@@ -112,12 +112,11 @@ struct Int4Block {
 size_t int4_bytes(const Weight& w) { return up(w.blocks * int64_t(sizeof(Int4Block)), 64); }
 
 void int4_row(const Weight& w, const float* given, uint8_t* made) {
-    thread_local std::vector<float> x;
-    x.resize(size_t(w.blocks * BLOCK));
-    with_sums(w, given, x.data());
+    float* x = scratch(size_t(w.blocks * BLOCK));
+    with_sums(w, given, x);
     const __m256 absolute = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     for (int64_t b = 0; b < w.blocks; ++b) {
-        const float* from = x.data() + b * BLOCK;
+        const float* from = x + b * BLOCK;
         __m256 most = _mm256_setzero_ps();
         for (int64_t i = 0; i < BLOCK; i += LANES) most = _mm256_max_ps(most, _mm256_and_ps(_mm256_loadu_ps(from + i), absolute));
         const float largest = fold(most, most_of);
@@ -177,17 +176,49 @@ void int4_tile(const Weight& w, const Rows& rows, int64_t row, int64_t output, f
 }
 
 void int4_tiles(const Weight& w, const Rows& rows, int64_t begin, int64_t end, float* y) {
-    static constexpr decltype(&int4_tile<1>) of[] = {int4_tile<1>, int4_tile<2>, int4_tile<3>, int4_tile<4>, int4_tile<5>};
+    static constexpr decltype(&int4_tile<1>) of[] = {int4_tile<1>, int4_tile<2>, int4_tile<3>, int4_tile<4>};
     for (int64_t output = begin * TILE; output < std::min(w.n, end * TILE); output += TILE)
         for (int64_t row = 0, count; row < rows.count; row += count) {
-            count = rows.count - row > 5 ? 4 : rows.count - row;
+            count = rows.count - row > 4 ? rows.count - row == 5 ? 3 : 4 : rows.count - row;
             of[count - 1](w, rows, row, output, y);
         }
 }
 
+struct Vector {
+    static constexpr int64_t LANES = 8;
+    __m256 v;
+    Vector() = default;
+    Vector(__m256 given) : v(given) {}
+    explicit Vector(float x) : v(_mm256_set1_ps(x)) {}
+    static Vector load(const float* x) { return _mm256_loadu_ps(x); }
+    void store(float* x) const { _mm256_storeu_ps(x, v); }
+    friend Vector operator+(Vector a, Vector b) { return _mm256_add_ps(a.v, b.v); }
+    friend Vector operator-(Vector a, Vector b) { return _mm256_sub_ps(a.v, b.v); }
+    friend Vector operator*(Vector a, Vector b) { return _mm256_mul_ps(a.v, b.v); }
+    friend Vector operator/(Vector a, Vector b) { return _mm256_div_ps(a.v, b.v); }
+    friend Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
+    friend Vector max(Vector a, Vector b) { return _mm256_max_ps(a.v, b.v); }
+    friend Vector min(Vector a, Vector b) { return _mm256_min_ps(a.v, b.v); }
+    friend Vector round(Vector a) { return _mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    Vector times_two_to(Vector n) const {
+        const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
+        return _mm256_mul_ps(v, _mm256_castsi256_ps(power));
+    }
+    Vector zero_where_less(Vector x, Vector limit) const { return _mm256_andnot_ps(_mm256_cmp_ps(x.v, limit.v, _CMP_LT_OQ), v); }
+    Vector with_sign_of(Vector x) const {
+        const __m256 sign = _mm256_set1_ps(-0.f);
+        return _mm256_or_ps(_mm256_andnot_ps(sign, v), _mm256_and_ps(sign, x.v));
+    }
+    // Minus infinity where j is not from `from` to `to`.
+    Vector only_within(Vector j, Vector from, Vector to) const {
+        const __m256 seen = _mm256_and_ps(_mm256_cmp_ps(j.v, from.v, _CMP_GE_OQ), _mm256_cmp_ps(j.v, to.v, _CMP_LE_OQ));
+        return _mm256_blendv_ps(_mm256_set1_ps(-std::numeric_limits<float>::infinity()), v, seen);
+    }
+};
+
 }  // namespace
 
-const Kernels AVX2{{int8_bytes, int8_row, int8_tiles}, {int4_bytes, int4_row, int4_tiles}, LANES, GROUP};
+const Kernels AVX2{{int8_bytes, int8_row, int8_tiles}, {int4_bytes, int4_row, int4_tiles}, attend<Vector>, LANES, GROUP};
 
 }  // namespace edgespec
 #endif

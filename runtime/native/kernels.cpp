@@ -1,4 +1,4 @@
-#include "linear.h"
+#include "kernels.h"
 
 #include <algorithm>
 #include <cstring>
@@ -53,6 +53,12 @@ std::vector<uint8_t> pack_int4(const Kernels& kernels, const uint8_t* codes, con
         }
     }
     return made;
+}
+
+float* scratch(size_t floats) {
+    thread_local std::vector<float> room;
+    if (room.size() < floats) room.resize(floats);
+    return room.data();
 }
 
 void with_sums(const Weight& w, const float* x, float* out) {

@@ -1,5 +1,6 @@
-// Products with coded weights on processors whose instructions we use ourselves: the arithmetic of the operators Int8Linear and
-// Int4Linear (exporters/forms.py), a row of x apart from all others, so that it has the same bits in a call of any width.
+// Products with coded weights, and attention, on processors whose instructions we use ourselves: the arithmetic of the operators
+// Int8Linear and Int4Linear (exporters/forms.py) and Attend (exporters/lower_attention.py), a row of a call apart from all others,
+// so that it has the same bits in a call of any width.
 #pragma once
 
 #include <cstddef>
@@ -31,11 +32,22 @@ struct Product {
     void (*tiles)(const Weight&, const Rows&, int64_t first, int64_t last, float* y);  // y [count][n], outputs of tiles [first, last)
 };
 
+// What the rows of a call attend to: caches [kv_heads][slots][head_dim], which hold the rows themselves from `count` on. Row s sees
+// the slots up to count + s, of these the last `window` if that is above 0. Queries and out lie [rows][heads][head_dim].
+struct Attention {
+    int64_t rows, heads, kv_heads, head_dim, slots, count, window;
+    float scale, softcap;
+    const float *queries, *keys, *values;
+    float* out;
+};
+
 struct Kernels {
     Product int8, int4;
+    void (*attend)(const Attention&, int64_t unit);  // a unit: so many queries of one key-value head as a vector has lanes
     int64_t lanes;  // outputs in a vector; a tile, which one worker computes at a time, is two of these
     int64_t group;  // an output's inputs that lie together in packed int8 codes
     int64_t tile() const { return 2 * lanes; }
+    int64_t units(const Attention& a) const { return a.kv_heads * ((a.rows * (a.heads / a.kv_heads) + lanes - 1) / lanes); }
 };
 
 // What this processor can do; nullptr: leave it to ONNX Runtime.
@@ -57,6 +69,10 @@ inline int64_t up(int64_t value, int64_t to) { return (value + to - 1) / to * to
 // Blocks of int4 codes: of k inputs, and of the factors of their sums.
 inline int64_t blocks_of(int64_t k) { return up(k, BLOCK) / BLOCK; }
 inline int64_t sum_blocks(int64_t k) { return up(blocks_of(k), BLOCK) / BLOCK; }
+
+// The thread's own room, which grows to the largest wish. What is compiled for one instruction set must not make templates of the
+// standard library: the linker might give them to all.
+float* scratch(size_t floats);
 
 // An int4 row's inputs, x and twice the sums of its blocks, each up to whole blocks: [blocks][BLOCK].
 void with_sums(const Weight&, const float* x, float* out);

@@ -1,5 +1,5 @@
-// Products of coded weights on each instruction set that this processor has, against sums done one by one.
-#include "linear.h"
+// Products of coded weights, and attention, on each instruction set that this processor has, against sums done one by one.
+#include "kernels.h"
 
 #include <algorithm>
 #include <array>
@@ -132,6 +132,72 @@ void lookups(const Kernels& kernels) {
     }
 }
 
+// Attention of all rows of a call of a's shape, or of some in a call of their own; keys and values beyond what a row sees are NaN.
+struct Attended {
+    std::vector<float> queries, keys, values, out;
+    Attention a;
+    Attended(Attention given) : a(given) {
+        queries.resize(size_t(a.rows * a.heads * a.head_dim));
+        keys.resize(size_t(a.kv_heads * a.slots * a.head_dim));
+        values.resize(keys.size());
+        for (auto* all : {&queries, &keys, &values})
+            for (auto& v : *all) v = number();
+        for (int64_t h = 0; h < a.kv_heads; ++h)
+            for (int64_t j = a.count + a.rows; j < a.slots; ++j)
+                for (int64_t i = 0; i < a.head_dim; ++i) keys[size_t((h * a.slots + j) * a.head_dim + i)] = values[size_t((h * a.slots + j) * a.head_dim + i)] = NAN;
+    }
+
+    std::vector<float> rows(const Kernels& kernels, int64_t first, int64_t count) {
+        Attention part = a;
+        part.rows = count, part.count = a.count + first;
+        std::vector<float> made(size_t(count * a.heads * a.head_dim), -77.f);
+        part.queries = queries.data() + first * a.heads * a.head_dim, part.keys = keys.data(), part.values = values.data(), part.out = made.data();
+        for (int64_t u = 0; u < kernels.units(part); ++u) kernels.attend(part, u);
+        return made;
+    }
+
+    // In double precision.
+    double by_hand(int64_t row, int64_t head, int64_t i) const {
+        const int64_t kv = head / (a.heads / a.kv_heads), end = a.count + row + 1, begin = a.window > 0 ? std::max<int64_t>(0, end - a.window) : 0;
+        double total = 0, sum = 0;
+        for (int64_t j = begin; j < end; ++j) {
+            double score = 0;
+            for (int64_t c = 0; c < a.head_dim; ++c) score += double(queries[size_t((row * a.heads + head) * a.head_dim + c)]) * double(keys[size_t((kv * a.slots + j) * a.head_dim + c)]);
+            score *= double(a.scale);
+            if (a.softcap > 0) score = double(a.softcap) * std::tanh(score / double(a.softcap));
+            total += std::exp(score);
+            sum += std::exp(score) * double(values[size_t((kv * a.slots + j) * a.head_dim + i)]);
+        }
+        return sum / total;
+    }
+};
+
+void attention(const Kernels& kernels) {
+    for (const Attention& shape : std::vector<Attention>{
+             {1, 9, 3, 64, 40, 17, -1, 0.125f, 0, {}, {}, {}, {}}, {8, 9, 3, 64, 300, 200, -1, 0.125f, 0, {}, {}, {}, {}}, {5, 4, 4, 20, 33, 0, -1, 2.f, 0, {}, {}, {}, {}},
+             {7, 8, 1, 16, 64, 50, 12, 5.f, 0, {}, {}, {}, {}}, {21, 6, 2, 10, 64, 30, 3, 9.f, 4.f, {}, {}, {}, {}}, {2, 2, 1, 3, 9, 7, -1, 60.f, 0, {}, {}, {}, {}}}) {
+        Attended made(shape);
+        const auto whole = made.rows(kernels, 0, shape.rows);
+        const int64_t wide = shape.heads * shape.head_dim;
+        for (int64_t row = 0; row < shape.rows; ++row) {
+            const auto alone = made.rows(kernels, row, 1);
+            CHECK(std::equal(alone.begin(), alone.end(), whole.begin() + row * wide));
+            for (int64_t c = 0; c < wide; ++c) CHECK(std::abs(double(whole[size_t(row * wide + c)]) - made.by_hand(row, c / shape.head_dim, c % shape.head_dim)) < 1e-5);
+        }
+    }
+}
+
+void faults_of_attention(const Kernels& kernels) {
+    for (const bool key : {true, false}) {
+        Attended made({2, 3, 1, 8, 16, 6, -1, 0.3f, 0, {}, {}, {}, {}});
+        (key ? made.keys : made.values)[size_t(7 * 8 + 2)] = NAN;  // the second row's own slot
+        const auto out = made.rows(kernels, 0, 2);
+        bool lost = false;
+        for (int64_t c = 0; c < 24; ++c) lost = lost || std::isnan(out[size_t(24 + c)]);
+        CHECK(lost);
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -145,6 +211,8 @@ int main() {
         rows_of_one_number(*k);
         faults(*k);
         lookups(*k);
+        attention(*k);
+        faults_of_attention(*k);
     }
     if (here.empty()) std::puts("no kernels for this processor: nothing was tested");
     return 0;
