@@ -82,8 +82,8 @@ def costs_lines(table: dict[str, Any]) -> list[str]:
         ("decode" if w == "1" else f"verify {w}", us)
         for w, us in sorted(table["verify"].items(), key=lambda x: int(x[0]))
     ]
-    rows += [("draft", table["draft"])] if "draft" in table else []
-    lines = [f"{name:<10} {us / 1e3:8.2f} ms {us / plain:6.2f}x" for name, us in rows]
+    rows += [(name.replace("_", " "), table[name]) for name in ("draft", "draft_prefill") if name in table]
+    lines = [f"{name:<13} {us / 1e3:8.2f} ms {us / plain:6.2f}x" for name, us in rows]
     if "acceptance" in table:
         lines.append(f"the draft's next token is the target's in {table['acceptance']:.0%} of places")
     return lines

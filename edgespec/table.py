@@ -22,7 +22,9 @@ def name_of(profile: Profile) -> str:
 
 
 def predicted_table(bundle: Bundle, models: Mapping[str, ModelWork], profile: Profile) -> dict[str, Any]:
-    """Microseconds of each verify width (1 is decode) and of a draft call, the processor's share included."""
+    """Microseconds of each verify width (1 is decode), of a draft's step and of its prefill, the processor's
+    share included.
+    """
     target = models["target"]
     calls = [("decode", 1)] if target.widths("decode") else []
     calls += [("verify", width) for width in target.widths("verify")]
@@ -33,7 +35,8 @@ def predicted_table(bundle: Bundle, models: Mapping[str, ModelWork], profile: Pr
         "widths_agree": bundle.model("target").widths_agree,
     }
     if draft := models.get("draft"):
-        table["draft"] = _microseconds(draft, "draft", draft.widths("draft")[-1], profile)
+        for name, kind in (("draft", "draft"), ("draft_prefill", "prefill")):
+            table[name] = _microseconds(draft, kind, draft.widths(kind)[-1], profile)
     return table
 
 

@@ -103,7 +103,7 @@ def appearing(home: Path) -> Iterator[Path]:
         raise BackendError(f"{home} cannot be made: {error.strerror}", hint) from error
 
 
-def build(folder: Path, library: Path, sanitize: bool = False, *more: str) -> None:
+def build(folder: Path, library: Path, sanitize: bool = False, *more: str, target: str = "all") -> None:
     """Configure and compile into this folder; `more` are further arguments of CMake's first call."""
     cmake = shutil.which("cmake")
     if cmake is None or not any(map(shutil.which, ("c++", "g++", "clang++", os.environ.get("CXX", "c++")))):
@@ -116,7 +116,8 @@ def build(folder: Path, library: Path, sanitize: bool = False, *more: str) -> No
         f"-DEDGESPEC_SANITIZE={'ON' if sanitize else 'OFF'}",
         *more,
     ]  # fmt: skip
-    for command in (configure, [cmake, "--build", str(folder), "--parallel", str(os.cpu_count() or 1)]):
+    compile = [cmake, "--build", str(folder), "--target", target, "--parallel", str(os.cpu_count() or 1)]
+    for command in (configure, compile):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             log = cache() / "build.log"

@@ -23,6 +23,7 @@ from edgespec.progress import Progress
 from edgespec.runtime.engine import Engine
 from edgespec.runtime.session import Runtime, Settings
 from tests.helpers.absorb import End, Move, by_moves, one_by_one
+from tests.helpers.operators import opener
 
 BUDGET, BLOCK, LENGTH = 256, 64, 160
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -48,7 +49,8 @@ def prompts(bundle: Bundle) -> list[list[int]]:
 
 
 def engine(bundle: Bundle, name: str) -> Engine:
-    return Engine(bundle.path, next(m for m in bundle.manifest.models if m.name == name), threads=1)
+    """The plain engine over the operators that the native runtime has."""
+    return Engine(bundle.path, next(m for m in bundle.manifest.models if m.name == name), 1, opener)
 
 
 def moves(seed: int) -> list[Move]:

@@ -1,5 +1,6 @@
 #include "costs.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "error.h"
@@ -14,6 +15,12 @@ int Costs::width_for(int rows) const {
     return best;
 }
 
+double Costs::catching_up(int tokens, int block) const {
+    return std::min(double(tokens / 2) * draft, double((tokens + block - 1) / block) * draft_prefill);
+}
+
+bool Costs::by_prefill(int tokens, int block) const { return double((tokens + 1) / 2) * draft > double((tokens + block - 1) / block) * draft_prefill; }
+
 Costs default_costs(const Manifest& bundle, bool widths_agree) {
     Costs out;
     const ModelEntry& target = *bundle.model("target");
@@ -24,8 +31,10 @@ Costs default_costs(const Manifest& bundle, bool widths_agree) {
     for (const int width : widths)
         if (out.widths_agree || width == widths.back()) out.verify[width] = 1 + more * (width - 1);
     if (out.widths_agree && !target.widths("decode").empty()) out.verify[1] = 1;
-    if (const ModelEntry* draft = bundle.model("draft"))
+    if (const ModelEntry* draft = bundle.model("draft")) {
         out.draft = double(draft->bytes_read()) / double(std::max<int64_t>(1, target.bytes_read()));
+        out.draft_prefill = out.draft * (1 + more * (draft->widths("prefill").back() - 1));
+    }
     return out;
 }
 
@@ -51,7 +60,11 @@ Costs read_costs(const std::string& file, const Manifest& bundle) {
         if (!data["verify"].contains(key)) throw Error(file + " lacks the cost of width " + key, hint);
         us = cost(data["verify"][key]);
     }
-    if (bundle.model("draft")) out.draft = cost(data.value("draft", nlohmann::json()));
+    if (bundle.model("draft")) {
+        out.draft_prefill /= out.draft;  // where the table does not say, as much as the guess has it
+        out.draft = cost(data.value("draft", nlohmann::json()));
+        out.draft_prefill = data.contains("draft_prefill") ? cost(data["draft_prefill"]) : out.draft * out.draft_prefill;
+    }
     if (data.contains("acceptance")) {
         out.acceptance = data["acceptance"].is_number() ? data["acceptance"].get<double>() : -1;
         if (!(out.acceptance >= 0 && out.acceptance <= 1)) throw Error(file + " holds an acceptance that is not from 0 to 1", hint);

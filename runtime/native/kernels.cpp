@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 namespace edgespec {
 
@@ -18,11 +19,12 @@ const Kernels* kernels() {
 #endif
 }
 
-std::vector<uint8_t> pack_int8(const Kernels& kernels, const uint8_t* codes, int64_t k, int64_t n) {
+size_t int8_size(const Kernels& kernels, int64_t k, int64_t n) { return size_t(up(n, kernels.tile()) * up(k, kernels.group)); }
+
+void pack_int8(const Kernels& kernels, const uint8_t* codes, int64_t k, int64_t n, uint8_t* made) {
     const int64_t tile = kernels.tile(), group = kernels.group, depth = up(k, group);
-    std::vector<uint8_t> made(size_t(up(n, tile) * depth));
     for (int64_t column = 0; column < n; column += tile) {
-        uint8_t* out = made.data() + column * depth;
+        uint8_t* out = made + column * depth;
         const int64_t columns = std::min(tile, n - column);
         for (int64_t i = 0; i < k; ++i) {
             uint8_t* at = out + i / group * group * tile + i % group;
@@ -30,7 +32,6 @@ std::vector<uint8_t> pack_int8(const Kernels& kernels, const uint8_t* codes, int
             for (int64_t c = 0; c < columns; ++c) at[c * group] = from[c] ^ 128;
         }
     }
-    return made;
 }
 
 void unpack_int8(const Kernels& kernels, const Weight& w, int64_t output, float* made) {
@@ -39,20 +40,20 @@ void unpack_int8(const Kernels& kernels, const Weight& w, int64_t output, float*
     for (int64_t i = 0; i < w.k; ++i) made[i] = float(int8_t(at[i / group * group * tile + i % group])) * w.scale[output];
 }
 
-std::vector<uint8_t> pack_int4(const Kernels& kernels, const uint8_t* codes, const float* scale, int64_t n, int64_t blocks) {
+size_t int4_size(const Kernels& kernels, int64_t n, int64_t blocks) { return size_t(up(n, kernels.tile()) * blocks) * (BLOCK / 2 + sizeof(float)); }
+
+void pack_int4(const Kernels& kernels, const uint8_t* codes, const float* scale, int64_t n, int64_t blocks, uint8_t* made) {
     const int64_t lanes = kernels.lanes, vector = lanes * (BLOCK / 2 + int64_t(sizeof(float)));
-    std::vector<uint8_t> made(size_t(up(n, kernels.tile()) * blocks * vector / lanes));
     for (int64_t output = 0; output < n; ++output) {
         const int64_t tile = output / kernels.tile(), half = output % kernels.tile() / lanes, lane = output % lanes;
         for (int64_t b = 0; b < blocks; ++b) {
-            uint8_t* out = made.data() + ((tile * blocks + b) * 2 + half) * vector;
+            uint8_t* out = made + ((tile * blocks + b) * 2 + half) * vector;
             const uint8_t* from = codes + (output * blocks + b) * (BLOCK / 2);
             const auto code = [&](int64_t i) { return uint8_t(i % 2 ? from[i / 2] >> 4 : from[i / 2] & 15); };
             for (int64_t i = 0; i < BLOCK / 2; ++i) out[i / 4 * 4 * lanes + lane * 4 + i % 4] = uint8_t(code(i) | code(i + BLOCK / 2) << 4);
             std::memcpy(out + BLOCK / 2 * lanes + lane * int64_t(sizeof(float)), scale + output * blocks + b, sizeof(float));
         }
     }
-    return made;
 }
 
 float* scratch(size_t floats) {

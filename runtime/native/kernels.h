@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 namespace edgespec {
 
@@ -55,15 +54,17 @@ const Kernels* kernels();
 extern const Kernels AVX2, AVX512;  // of x86-64
 
 // The stored codes [k][n] of int8, 128 for 0: a tile of outputs after the other, in it groups of inputs, in these the outputs'
-// codes around 0. What lacks is 0.
-std::vector<uint8_t> pack_int8(const Kernels&, const uint8_t* codes, int64_t k, int64_t n);
+// codes around 0. What lacks is 0, as made is when it is given, of so many bytes.
+size_t int8_size(const Kernels&, int64_t k, int64_t n);
+void pack_int8(const Kernels&, const uint8_t* codes, int64_t k, int64_t n, uint8_t* made);
 
 // One output's weights [k], of packed int8 codes.
 void unpack_int8(const Kernels&, const Weight&, int64_t output, float* made);
 
 // The stored codes [n][blocks][16] and scales [n][blocks] of int4: a tile of outputs after the other, in it blocks, in these a
 // vector of outputs after the other: their codes, input groups g and g + 4 of four in a byte's halves, then their scales.
-std::vector<uint8_t> pack_int4(const Kernels&, const uint8_t* codes, const float* scale, int64_t n, int64_t blocks);
+size_t int4_size(const Kernels&, int64_t n, int64_t blocks);
+void pack_int4(const Kernels&, const uint8_t* codes, const float* scale, int64_t n, int64_t blocks, uint8_t* made);
 
 inline int64_t up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 // Blocks of int4 codes: of k inputs, and of the factors of their sums.

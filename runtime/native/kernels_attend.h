@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "kernels.h"
 
@@ -51,15 +52,28 @@ void attend(const Attention& a, int64_t unit) {
         score.store(scores + (j - begin) * N);
         most = max(score, most);
     };
-    const auto dot = [&](const float* key) {
-        V part[4] = {V(0), V(0), V(0), V(0)};
+    constexpr int64_t KEYS = 4;  // that share a load of the queries' numbers
+    const auto dots = [&](int64_t j, auto keys_of) {
+        constexpr int64_t some = decltype(keys_of)::value;
+        V even[some], odd[some];
+        for (int64_t k = 0; k < some; ++k) even[k] = odd[k] = V(0);
         int64_t i = 0;
-        for (; i + 4 <= d; i += 4)
-            for (int64_t p = 0; p < 4; ++p) part[p] = fma(V(key[i + p]), V::load(turned + (i + p) * N), part[p]);
-        for (; i < d; ++i) part[i % 4] = fma(V(key[i]), V::load(turned + i * N), part[i % 4]);
-        return (part[0] + part[1]) + (part[2] + part[3]);
+        for (; i + 2 <= d; i += 2) {
+            const V x = V::load(turned + i * N), y = V::load(turned + (i + 1) * N);
+#pragma GCC unroll 4
+            for (int64_t k = 0; k < some; ++k) {
+                even[k] = fma(V(keys[(j + k) * d + i]), x, even[k]);
+                odd[k] = fma(V(keys[(j + k) * d + i + 1]), y, odd[k]);
+            }
+        }
+        for (int64_t k = 0; k < some; ++k) {
+            if (i < d) even[k] = fma(V(keys[(j + k) * d + i]), V::load(turned + i * N), even[k]);
+            finish(j + k, even[k] + odd[k]);
+        }
     };
-    for (int64_t j = begin; j < end; ++j) finish(j, dot(keys + j * d));
+    int64_t next = begin;
+    for (; next + KEYS <= end; next += KEYS) dots(next, std::integral_constant<int64_t, KEYS>());
+    for (; next < end; ++next) dots(next, std::integral_constant<int64_t, 1>());
 
     V total(0);
     for (int64_t j = begin; j < end; ++j) {

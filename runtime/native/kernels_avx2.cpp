@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "kernels_attend.h"
+#include "kernels_vectors.h"
 
 namespace edgespec {
 namespace {
@@ -184,41 +185,14 @@ void int4_tiles(const Weight& w, const Rows& rows, int64_t begin, int64_t end, f
         }
 }
 
-struct Vector {
-    static constexpr int64_t LANES = 8;
-    __m256 v;
-    Vector() = default;
-    Vector(__m256 given) : v(given) {}
-    explicit Vector(float x) : v(_mm256_set1_ps(x)) {}
-    static Vector load(const float* x) { return _mm256_loadu_ps(x); }
-    void store(float* x) const { _mm256_storeu_ps(x, v); }
-    friend Vector operator+(Vector a, Vector b) { return _mm256_add_ps(a.v, b.v); }
-    friend Vector operator-(Vector a, Vector b) { return _mm256_sub_ps(a.v, b.v); }
-    friend Vector operator*(Vector a, Vector b) { return _mm256_mul_ps(a.v, b.v); }
-    friend Vector operator/(Vector a, Vector b) { return _mm256_div_ps(a.v, b.v); }
-    friend Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
-    friend Vector max(Vector a, Vector b) { return _mm256_max_ps(a.v, b.v); }
-    friend Vector min(Vector a, Vector b) { return _mm256_min_ps(a.v, b.v); }
-    friend Vector round(Vector a) { return _mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-    Vector times_two_to(Vector n) const {
-        const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
-        return _mm256_mul_ps(v, _mm256_castsi256_ps(power));
-    }
-    Vector zero_where_less(Vector x, Vector limit) const { return _mm256_andnot_ps(_mm256_cmp_ps(x.v, limit.v, _CMP_LT_OQ), v); }
-    Vector with_sign_of(Vector x) const {
-        const __m256 sign = _mm256_set1_ps(-0.f);
-        return _mm256_or_ps(_mm256_andnot_ps(sign, v), _mm256_and_ps(sign, x.v));
-    }
-    // Minus infinity where j is not from `from` to `to`.
-    Vector only_within(Vector j, Vector from, Vector to) const {
-        const __m256 seen = _mm256_and_ps(_mm256_cmp_ps(j.v, from.v, _CMP_GE_OQ), _mm256_cmp_ps(j.v, to.v, _CMP_LE_OQ));
-        return _mm256_blendv_ps(_mm256_set1_ps(-std::numeric_limits<float>::infinity()), v, seen);
-    }
-};
+// Few queries fill a shorter vector; a lane computes the same in any.
+void attend_any(const Attention& a, int64_t unit) {
+    a.rows * (a.heads / a.kv_heads) <= Vector4::LANES ? attend<Vector4>(a, unit) : attend<Vector8>(a, unit);
+}
 
 }  // namespace
 
-const Kernels AVX2{{int8_bytes, int8_row, int8_tiles}, {int4_bytes, int4_row, int4_tiles}, attend<Vector>, LANES, GROUP};
+const Kernels AVX2{{int8_bytes, int8_row, int8_tiles}, {int4_bytes, int4_row, int4_tiles}, attend_any, LANES, GROUP};
 
 }  // namespace edgespec
 #endif

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "kernels_attend.h"
+#include "kernels_vectors.h"
 
 namespace edgespec {
 namespace {
@@ -174,38 +175,47 @@ void int4_tiles(const Weight& w, const Rows& rows, int64_t begin, int64_t end, f
         }
 }
 
-struct Vector {
+struct Vector16 {
     static constexpr int64_t LANES = 16;
     __m512 v;
-    Vector() = default;
-    Vector(__m512 given) : v(given) {}
-    explicit Vector(float x) : v(_mm512_set1_ps(x)) {}
-    static Vector load(const float* x) { return _mm512_loadu_ps(x); }
+    Vector16() = default;
+    Vector16(__m512 given) : v(given) {}
+    explicit Vector16(float x) : v(_mm512_set1_ps(x)) {}
+    static Vector16 load(const float* x) { return _mm512_loadu_ps(x); }
     void store(float* x) const { _mm512_storeu_ps(x, v); }
-    friend Vector operator+(Vector a, Vector b) { return _mm512_add_ps(a.v, b.v); }
-    friend Vector operator-(Vector a, Vector b) { return _mm512_sub_ps(a.v, b.v); }
-    friend Vector operator*(Vector a, Vector b) { return _mm512_mul_ps(a.v, b.v); }
-    friend Vector operator/(Vector a, Vector b) { return _mm512_div_ps(a.v, b.v); }
-    friend Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
-    friend Vector max(Vector a, Vector b) { return _mm512_max_ps(a.v, b.v); }
-    friend Vector min(Vector a, Vector b) { return _mm512_min_ps(a.v, b.v); }
-    friend Vector round(Vector a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-    Vector times_two_to(Vector n) const { return _mm512_scalef_ps(v, n.v); }
-    Vector zero_where_less(Vector x, Vector limit) const { return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(x.v, limit.v, _CMP_LT_OQ), _mm512_setzero_ps()); }
-    Vector with_sign_of(Vector x) const {
+    friend Vector16 operator+(Vector16 a, Vector16 b) { return _mm512_add_ps(a.v, b.v); }
+    friend Vector16 operator-(Vector16 a, Vector16 b) { return _mm512_sub_ps(a.v, b.v); }
+    friend Vector16 operator*(Vector16 a, Vector16 b) { return _mm512_mul_ps(a.v, b.v); }
+    friend Vector16 operator/(Vector16 a, Vector16 b) { return _mm512_div_ps(a.v, b.v); }
+    friend Vector16 fma(Vector16 a, Vector16 b, Vector16 c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+    friend Vector16 max(Vector16 a, Vector16 b) { return _mm512_max_ps(a.v, b.v); }
+    friend Vector16 min(Vector16 a, Vector16 b) { return _mm512_min_ps(a.v, b.v); }
+    friend Vector16 round(Vector16 a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+    Vector16 times_two_to(Vector16 n) const {
+        const __m512i power = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
+        return _mm512_mul_ps(v, _mm512_castsi512_ps(power));
+    }
+    Vector16 zero_where_less(Vector16 x, Vector16 limit) const { return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(x.v, limit.v, _CMP_LT_OQ), _mm512_setzero_ps()); }
+    Vector16 with_sign_of(Vector16 x) const {
         const __m512i sign = _mm512_set1_epi32(int(0x80000000));
         return _mm512_castsi512_ps(_mm512_or_si512(_mm512_andnot_si512(sign, _mm512_castps_si512(v)), _mm512_and_si512(sign, _mm512_castps_si512(x.v))));
     }
     // Minus infinity where j is not from `from` to `to`.
-    Vector only_within(Vector j, Vector from, Vector to) const {
+    Vector16 only_within(Vector16 j, Vector16 from, Vector16 to) const {
         const __mmask16 seen = _mm512_cmp_ps_mask(j.v, from.v, _CMP_GE_OQ) & _mm512_cmp_ps_mask(j.v, to.v, _CMP_LE_OQ);
         return _mm512_mask_mov_ps(_mm512_set1_ps(-std::numeric_limits<float>::infinity()), seen, v);
     }
 };
 
+// Few queries fill a shorter vector; a lane computes the same in any.
+void attend_any(const Attention& a, int64_t unit) {
+    const int64_t queries = a.rows * (a.heads / a.kv_heads);
+    queries <= Vector4::LANES ? attend<Vector4>(a, unit) : queries <= Vector8::LANES ? attend<Vector8>(a, unit) : attend<Vector16>(a, unit);
+}
+
 }  // namespace
 
-const Kernels AVX512{{int8_bytes, int8_row, int8_tiles}, {int4_bytes, int4_row, int4_tiles}, attend<Vector>, LANES, GROUP};
+const Kernels AVX512{{int8_bytes, int8_row, int8_tiles}, {int4_bytes, int4_row, int4_tiles}, attend_any, LANES, GROUP};
 
 }  // namespace edgespec
 #endif

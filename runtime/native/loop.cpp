@@ -12,8 +12,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int FEW = 8;      // tokens that the draft catches up faster two by two than by a prefill
-constexpr int HORIZON = 8;  // rounds over which catching up must pay
+constexpr int HORIZON = 16;  // rounds over which catching up must pay
 // Of the draft model's acceptance: two refusals are no reason to give it up for a hundred tokens, twenty are. Trying it
 // again is dear, since it must catch up first. Played over 65 texts and three tables of costs, and over drafts that are bad.
 constexpr double WEIGHT_DRAFT = 4, DECAY_DRAFT = 0.95, REST_DRAFT = 0.985;
@@ -136,8 +135,7 @@ class Loop {
         double extra = 0;
         known_.clear();
         if (r_.rule == Rule::cost) {
-            const double calls = pending <= FEW ? (pending - 1) / 2 : 0.5 * FEW * std::ceil(double(pending) / draft_->widths("prefill").back());
-            extra = calls * costs_.draft / HORIZON;
+            extra = costs_.catching_up(pending - 1, draft_->widths("prefill").back()) / HORIZON;
             const int length = best_length(costs_, model_.value(), costs_.draft, extra, most);
             model_.forget();
             if (length == 0) { round_.stop = "cost"; return; }
@@ -176,7 +174,7 @@ class Loop {
         const int all = int(c_.said().size()), block = draft_->widths("prefill").back(), width = draft_->widths("draft").back();
         for (int left; (left = all - state.cache.position()) > 1 && (left > 2 || state.room() < left || c_.said()[size_t(all - left)] < 0);) {
             const int* tokens = &c_.said()[size_t(state.cache.position())];
-            const bool wide = left > FEW || pictured(tokens, std::min(left - 1, width));
+            const bool wide = costs_.by_prefill(left - 1, block) || pictured(tokens, std::min(left - 1, width));
             const int rows = std::min({left - 1, wide ? block : width, state.room()});
             if (rows < 1) return false;  // past the draft's last position
             if (std::any_of(tokens, tokens + rows, [&](int token) { return token < 0 && size_t(-1 - token) < c_.drafted.gone; })) return false;

@@ -1,5 +1,7 @@
 #include "operators.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 #include <exception>
@@ -297,6 +299,33 @@ Operators::Operators(const OrtApi* api, const Kernels& kernels, std::function<vo
     }
 }
 
+Pages::~Pages() {
+    for (const Run& run : runs_) munmap(run.data, run.size);
+}
+
+uint8_t* Pages::take(size_t bytes) {
+    constexpr size_t LARGE = 2 << 20, RUN = 16 * LARGE;
+    bytes = size_t(up(int64_t(bytes), LINE));
+    if (runs_.empty() || runs_.back().size - used_ < bytes) {
+        const size_t size = std::max(RUN, size_t(up(int64_t(bytes), LARGE)));
+        void* at = mmap(nullptr, size + LARGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (at == MAP_FAILED) throw std::bad_alloc();
+        // Only from a large page's start on.
+        const size_t before = (LARGE - reinterpret_cast<uintptr_t>(at) % LARGE) % LARGE;
+        auto* data = static_cast<uint8_t*>(at) + before;
+        if (before) munmap(at, before);
+        munmap(data + size, LARGE - before);
+        runs_.push_back({data, size});
+        used_ = 0;
+#ifdef MADV_HUGEPAGE
+        madvise(data, size, MADV_HUGEPAGE);
+#endif
+    }
+    uint8_t* const made = runs_.back().data + used_;
+    used_ += bytes;
+    return made;
+}
+
 Operators::~Operators() { api_->ReleaseCustomOpDomain(domain_); }
 
 void Operators::add_to(OrtSessionOptions* session) const { check_status(api_, api_->AddCustomOpDomain(session, domain_), "ONNX Runtime", "take our operators", "install the version that edgespec pins"); }
@@ -325,25 +354,29 @@ void* Operators::node(const Op& op, const OrtKernelInfo* info) {
     if (codes.shape.size() != (kind == INT8_LINEAR ? 2 : 3)) misfit();
     if (kind == INT8_LINEAR && codes.shape[0] > INT32_MAX / (255 * 128)) misfit();  // a sum would not fit its 32 bits
     const auto* from = static_cast<const uint8_t*>(codes.data);
+    uint8_t* packed = nullptr;
     const Product& product = kind == INT8_LINEAR ? kernels_.int8 : kernels_.int4;
     if (!w.packed && kind == INT8_LINEAR) {
         w.k = codes.shape[0];
         w.n = codes.shape[1];
         found.scale = floats(scale, {w.n});
         found.sums = floats(constant(3), {w.n});
-        found.packed = pack_int8(kernels_, from, w.k, w.n);
+        packed = pages_.take(int8_size(kernels_, w.k, w.n));
+        pack_int8(kernels_, from, w.k, w.n, packed);
     } else if (!w.packed) {
         check_status(api_, api_->KernelInfoGetAttribute_int64(info, "inputs", &w.k), "a product", "read its size", "export the bundle again");
         w.n = codes.shape[0];
         w.blocks = codes.shape[1];
         if (w.k < 1 || w.k > w.blocks * BLOCK || codes.shape[2] != BLOCK / 2 || w.blocks != blocks_of(w.k) + 2 * sum_blocks(w.k)) misfit();
-        found.packed = pack_int4(kernels_, from, floats(scale, {w.n, w.blocks}).data(), w.n, w.blocks);
+        const std::vector<float> scales = floats(scale, {w.n, w.blocks});
+        packed = pages_.take(int4_size(kernels_, w.n, w.blocks));
+        pack_int4(kernels_, from, scales.data(), w.n, w.blocks, packed);
     }
     if (!w.packed) {
         read_(from, size_t(product_of(codes.shape)));
         w.scale = found.scale.data();
         w.sums = found.sums.data();
-        w.packed = found.packed.data();
+        w.packed = packed;
     }
     return new Linear(api_, product, kernels_.tile(), w);
 }

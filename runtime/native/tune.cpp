@@ -28,7 +28,8 @@ nlohmann::json measure(Model& target, Model* draft, int runs, int threads, const
     std::vector<Timed> all;
     if (!target.entry.widths("decode").empty()) all.push_back({of_target, "decode", 1, {}});
     for (const int width : target.entry.widths("verify")) all.push_back({of_target, "verify", width, {}});
-    if (draft) all.push_back({*of_draft, "draft", draft->entry.widths("draft").back(), {}});
+    if (draft)
+        for (const char* kind : {"draft", "prefill"}) all.push_back({*of_draft, kind, draft->entry.widths(kind).back(), {}});
 
     std::vector<CallRecord> calls;
     for (State* state : {&of_target, draft ? &*of_draft : nullptr}) {
@@ -54,7 +55,7 @@ nlohmann::json measure(Model& target, Model* draft, int runs, int threads, const
         ran(run + 1);
     }
     nlohmann::json verify = nlohmann::json::object(), out = {{"threads", threads}, {"runs", runs}, {"widths_agree", width_difference(target).empty()}};
-    for (Timed& t : all) (t.kind == "draft" ? out["draft"] : verify[std::to_string(t.width)]) = median(t.us);
+    for (Timed& t : all) (t.kind == "draft" ? out["draft"] : t.kind == "prefill" ? out["draft_prefill"] : verify[std::to_string(t.width)]) = median(t.us);
     out["verify"] = std::move(verify);
     return out;
 }

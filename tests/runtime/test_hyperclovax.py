@@ -19,6 +19,7 @@ from edgespec.runtime.engine import Engine
 from edgespec.runtime.session import Runtime, Settings
 from tests.helpers import tiny
 from tests.helpers.checkpoints import edit_json, tokenizer_json, write_directory
+from tests.helpers.operators import opener
 
 PROMPTS = (
     "hello there",
@@ -68,7 +69,7 @@ def test_text_is_the_same_with_a_draft_while_rows_leave(
         assert len(ids) + len(plain) > entry.cache.slots  # rows left
         assert say(runtime, ids, drafter="draft", stop_rule="fixed") == plain
         if entry.widths_agree:
-            engine, out = Engine(runtime.bundle.path, entry, 1), list[int]()
+            engine, out = Engine(runtime.bundle.path, entry, 1, opener), list[int]()
             stops = set(runtime.bundle.manifest.tokenizer.stop_ids)
             out.append(int(engine.prefill(ids).argmax()))
             while len(out) < 40 and out[-1] not in stops:

@@ -20,6 +20,7 @@ from edgespec.exporters.build import Builder
 from edgespec.exporters.forms import FORMS
 from edgespec.exporters.lower_attention import packed, separate
 from edgespec.runtime import build
+from tests.helpers.operators import library, opener
 
 SOURCES = Path(__file__).parent / "native"
 
@@ -44,32 +45,21 @@ def test_native_tests(compiled: Path) -> None:
 class Functions:
     """Graphs of the exporter's functions, run by ONNX Runtime: by their bodies, and by our operators."""
 
-    def __init__(self, compiled: Path) -> None:
-        if SANITIZE:
-            pytest.skip("Python does not load what is compiled with the sanitizers")
-        self.library = str(compiled / "liboperators.so")
-        try:
-            ort.SessionOptions().register_custom_ops_library(self.library)
-        except ort.capi.onnxruntime_pybind11_state.NotImplemented:
-            pytest.skip("this processor has no kernels")
-
     def run(self, b: Builder, made: list[Any], feeds: dict[str, np.ndarray]) -> list[list[np.ndarray]]:
         """What a graph's bodies give, then what the operators give."""
         outputs = {f"out_{i}": (value, ir.DataType.FLOAT, shape) for i, (value, shape) in enumerate(made)}
         model = ir.to_proto(b.model("functions", outputs)).SerializeToString()
         found = []
-        for library in ("", self.library):
-            options = ort.SessionOptions()
-            if library:
-                options.register_custom_ops_library(library)
-            session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-            found.append(session.run(None, feeds))
+        for open_graph in (lambda m: ort.InferenceSession(m, providers=["CPUExecutionProvider"]), opener):
+            found.append(open_graph(model).run(None, feeds))
         return found
 
 
 @pytest.fixture
-def functions(compiled: Path) -> Functions:
-    return Functions(compiled)
+def functions() -> Functions:
+    if library() is None:
+        pytest.skip("this processor has no kernels")
+    return Functions()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 13])

@@ -25,6 +25,7 @@ from edgespec.runtime.build import binary
 from edgespec.runtime.engine import Engine
 from edgespec.runtime.process import Process
 from edgespec.runtime.session import Runtime, Settings
+from tests.helpers.operators import opener
 
 TEXT = "the quick brown fox jumps over the lazy dog and the quick brown fox sleeps"
 
@@ -57,7 +58,10 @@ def test_greedy_text_is_transformers_own(source: Path, opened: Callable[..., Run
 
 def oracle(bundle: Bundle, ids: list[int], count: int) -> list[int]:
     """Plain decoding by the engine that `check` compares with PyTorch."""
-    engine, stops = Engine(bundle.path, bundle.model("target"), 1), set(bundle.manifest.tokenizer.stop_ids)
+    engine, stops = (
+        Engine(bundle.path, bundle.model("target"), 1, opener),
+        set(bundle.manifest.tokenizer.stop_ids),
+    )
     out = [int(engine.prefill(ids).argmax())]
     while len(out) < count and out[-1] not in stops:
         out.append(engine.step(out[-1]))
@@ -117,7 +121,7 @@ def test_a_text_goes_on_past_the_trained_positions(opened: Callable[..., Runtime
         runtime.process.ask("close", session=how)
     assert len(said["none"]) == count > trained
     assert said[drafter] == said["none"]
-    engine = Engine(runtime.bundle.path, runtime.bundle.model("target"), 1)
+    engine = Engine(runtime.bundle.path, runtime.bundle.model("target"), 1, opener)
     plain = [int(engine.prefill(ids).argmax())]
     while len(plain) < count:
         plain.append(engine.step(plain[-1]))

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <limits>
 #include <random>
+#include <vector>
 
 #include "testing.h"
 
@@ -35,7 +36,9 @@ Made made(const Kernels& kernels, bool int8, int64_t k, int64_t n, int64_t count
     for (auto& c : m.codes) c = uint8_t(dice());
     for (auto* all : {&m.scale, &m.sums, &m.x})
         for (auto& v : *all) v = number();
-    m.packed = int8 ? pack_int8(kernels, m.codes.data(), k, n) : pack_int4(kernels, m.codes.data(), m.scale.data(), n, blocks);
+    m.packed.resize(int8 ? int8_size(kernels, k, n) : int4_size(kernels, n, blocks));
+    if (int8) pack_int8(kernels, m.codes.data(), k, n, m.packed.data());
+    else pack_int4(kernels, m.codes.data(), m.scale.data(), n, blocks, m.packed.data());
     m.weight = {n, k, blocks, m.packed.data(), m.scale.data(), m.sums.data()};
     return m;
 }
