@@ -43,16 +43,21 @@ size_t EntropyAcceptance::of(double entropy) {
     return place;
 }
 
-int best_length(const Costs& costs, double a, double draft, double extra, int most, const std::vector<double>& known) {
+void Rate::learn(int tokens, double spent) {
+    tokens_ = tokens_ * DECAY + tokens;
+    spent_ = spent_ * DECAY + spent;
+}
+
+int best_length(const Costs& costs, double rate, double a, double draft, double extra, int most, const std::vector<double>& known) {
     int best = int(known.size());
     double expected = 1, power = 1;
     for (const double p : known) expected += power *= p;
     // Before the first draft the alternative is a plain call, with nothing to catch up.
-    double rate = best == 0 ? 1 / costs.of(1) : expected / (costs.of(best + 1) + best * draft + extra);
+    double worth = expected - rate * (costs.of(best + 1) + best * draft + (best == 0 ? 0 : extra));
     for (int g = best + 1; g <= most; ++g) {
         expected += power *= a;
-        const double r = expected / (costs.of(g + 1) + g * draft + extra);
-        if (r > rate) best = g, rate = r;
+        const double w = expected - rate * (costs.of(g + 1) + g * draft + extra);
+        if (w > worth) best = g, worth = w;
     }
     return best;
 }

@@ -48,10 +48,23 @@ class EntropyAcceptance {
     std::vector<Acceptance> classes_;
 };
 
-// The number of drafts with the most expected tokens for their time: argmax over g >= |known| of
-// E / (verify(g + 1) + g·draft + extra), E = 1 + p_1 + p_1·p_2 + ... `known`: p of the tokens drafted already; p is
-// `acceptance` for every further one. `extra`: what the drafter must catch up first.
-int best_length(const Costs& costs, double acceptance, double draft, double extra, int most, const std::vector<double>& known = {});
+// Tokens for a unit of a table's time, of late: what time is worth. It begins as plain decoding.
+class Rate {
+  public:
+    explicit Rate(const Costs& costs) : tokens_(WEIGHT), spent_(WEIGHT * costs.of(1)) {}
+    double value() const { return tokens_ / spent_; }
+    void learn(int tokens, double spent);
+
+  private:
+    static constexpr double WEIGHT = 8, DECAY = 0.95;  // rounds that the beginning counts as; what is left of the past after one
+    double tokens_, spent_;
+};
+
+// How many drafts are worth their time: argmax over g >= |known| of E - rate (verify(g + 1) + g draft + extra), E = 1 + p_1 +
+// p_1 p_2 + ... `known`: p of the tokens drafted already; p is `acceptance` for every further one. `extra`: what the drafter must
+// catch up first. To gain most tokens in all its time a text must ask of each token what the whole gives for its time (renewal
+// reward), not what this round gives: where drafts are good, a round's own rate stops them too early.
+int best_length(const Costs& costs, double rate, double acceptance, double draft, double extra, int most, const std::vector<double>& known = {});
 
 // AdaEDL's controller (arXiv 2410.18351, equations 6 to 8).
 class AdaEdl {

@@ -12,7 +12,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int HORIZON = 16;  // rounds over which catching up must pay
+constexpr int HORIZON = 24;  // rounds over which catching up must pay
 // Of the draft model's acceptance: two refusals are no reason to give it up for a hundred tokens, twenty are. Trying it
 // again is dear, since it must catch up first. Played over 65 texts and three tables of costs, and over drafts that are bad.
 constexpr double WEIGHT_DRAFT = 4, DECAY_DRAFT = 0.95, REST_DRAFT = 0.985;
@@ -26,7 +26,7 @@ class Loop {
   public:
     Loop(Conversation& c, const ModelEntry& target, const ModelEntry* draft, const Request& r, const Costs& costs, Listener& l)
         : c_(c), target_(target), draft_(draft), r_(r), costs_(costs), listener_(l), random_(r.sampling.seed), seen_(target.vocab),
-          adaedl_(r.lambda, r.acceptance), model_(costs.acceptance, WEIGHT_DRAFT, DECAY_DRAFT, REST_DRAFT) {
+          adaedl_(r.lambda, r.acceptance), model_(costs.acceptance, WEIGHT_DRAFT, DECAY_DRAFT, REST_DRAFT), rate_(costs) {
         c_.target.trace = &calls_;
         if (c_.draft) c_.draft->trace = &calls_;
         widest_ = costs.verify.rbegin()->first;
@@ -118,7 +118,7 @@ class Loop {
             if (found.matched > 0) {
                 matched_ = std::min(size_t(found.matched - 2), ngram_.size() - 1);
                 const int most_found = int(found.drafts.size());
-                const int take = r_.rule == Rule::cost ? best_length(costs_, ngram_[matched_].value(), 0, 0, most_found) : most_found;
+                const int take = r_.rule == Rule::cost ? best_length(costs_, rate_.value(), ngram_[matched_].value(), 0, 0, most_found) : most_found;
                 if (take > 0) {
                     drafts_.assign(found.drafts.begin(), found.drafts.begin() + take);
                     round_.drafter = "ngram", round_.stop = take < most_found ? "cost" : "cap";
@@ -136,7 +136,7 @@ class Loop {
         known_.clear();
         if (r_.rule == Rule::cost) {
             extra = costs_.catching_up(pending - 1, draft_->widths("prefill").back()) / HORIZON;
-            const int length = best_length(costs_, model_.value(), costs_.draft, extra, most);
+            const int length = best_length(costs_, rate_.value(), model_.value(), costs_.draft, extra, most);
             model_.forget();
             if (length == 0) { round_.stop = "cost"; return; }
         }
@@ -161,7 +161,7 @@ class Loop {
             if (r_.rule == Rule::cost) {  // decided by laws alone, before the next token is drawn
                 known_.push_back(by_entropy_.value(entropy));
                 const int here = int(drafts_.size());
-                if (here < most && best_length(costs_, model_.value(), costs_.draft, extra, most, known_) == here) { round_.stop = "cost"; break; }
+                if (here < most && best_length(costs_, rate_.value(), model_.value(), costs_.draft, extra, most, known_) == here) { round_.stop = "cost"; break; }
             }
             if (r_.rule == Rule::confidence && r.top[(rows - 1) * r.top_k] < r_.threshold) { round_.stop = "confidence"; break; }
         }
@@ -252,6 +252,7 @@ class Loop {
     // Count the rows whose tokens stand, and take the draft's others back.
     void settle() {
         const int emitted = int(round_.tokens.size());
+        rate_.learn(emitted, costs_.of(round_.drafted + 1) + (*round_.drafter == 'd' ? round_.drafted * costs_.draft : 0));
         settled_ = true;
         c_.target.accept(emitted);
         c_.target.commit_if_full();
@@ -302,6 +303,7 @@ class Loop {
     AdaEdl adaedl_;
     Acceptance model_;
     EntropyAcceptance by_entropy_;
+    Rate rate_;
     std::vector<double> known_;  // of this round's drafts
     std::vector<Acceptance> ngram_;
     size_t matched_ = 0;

@@ -25,34 +25,43 @@ static void lengths() {
     Costs c;
     c.verify = {{1, 1.0}, {2, 1.1}, {4, 1.3}, {8, 2.0}};
     CHECK(c.width_for(1) == 1 && c.width_for(3) == 4 && c.width_for(5) == 8 && c.width_for(9) == 0);
-    CHECK(best_length(c, 0, 0.1, 0, 7) == 0);     // nothing is ever accepted
-    CHECK(best_length(c, 1, 0, 0, 7) == 7);       // everything is, for nothing
-    CHECK(best_length(c, 1, 0, 0, 5) == 3);       // 4 tokens for 1.3, not 6 for 2.0
-    CHECK(best_length(c, 0.5, 0, 0, 7) == 3);     // 1.875 / 1.3 beats 1.5 / 1.1 and 1.99 / 2.0
-    CHECK(best_length(c, 0.5, 0.5, 0, 7) == 0);   // a dear draft: 1.5 / 1.6
-    CHECK(best_length(c, 0.9, 0.05, 0, 7) == 7);  // 5.695 / 2.35 = 2.42, and 3.439 / 1.45 = 2.37 for 3
+    CHECK(best_length(c, 1, 0, 0.1, 0, 7) == 0);     // nothing is ever accepted
+    CHECK(best_length(c, 1, 1, 0, 0, 7) == 7);       // everything is, for nothing
+    CHECK(best_length(c, 1, 1, 0, 0, 5) == 5);       // 6 - 2.0 beats 4 - 1.3
+    CHECK(best_length(c, 3, 1, 0, 0, 5) == 3);       // where time is dear, it does not: 4 - 3.9, and 6 - 6
+    CHECK(best_length(c, 1, 0.5, 0, 0, 7) == 3);     // 1.875 - 1.3 beats 1.5 - 1.1 and 1.99 - 2.0
+    CHECK(best_length(c, 1, 0.5, 0.5, 0, 7) == 0);   // a dear draft: 1.5 - 1.6
+    CHECK(best_length(c, 1, 0.5, 0.1, 1, 7) == 0);   // much to catch up: 1.875 - 2.6
+    CHECK(best_length(c, 1, 0.9, 0.05, 0, 7) == 7);  // 5.695 - 2.35 beats 3.439 - 1.45
+    Rate rate(c);
+    CHECK(std::abs(rate.value() - 1) < 1e-12);
+    for (int i = 0; i < 200; ++i) rate.learn(3, 1.5);
+    CHECK(std::abs(rate.value() - 2) < 1e-3);
+    c.draft = 0.1, c.draft_prefill = 1;
+    CHECK(!c.by_prefill(19, 128) && c.by_prefill(21, 128) && std::abs(c.catching_up(10, 128) - 0.5) < 1e-12 && std::abs(c.catching_up(200, 128) - 2) < 1e-12);
 }
 
 static void lengths_after_some_drafts() {
     Costs c;
     c.verify = {{1, 1.0}, {2, 1.1}, {4, 1.3}, {8, 2.0}};
-    CHECK(best_length(c, 0.5, 0.1, 0, 7, {0.05}) == 1);        // one that will be refused: whatever follows is lost
-    CHECK(best_length(c, 0.5, 0.1, 0, 7, {0.99}) == 3);        // a sure one: go on as if from the start
-    CHECK(best_length(c, 0.9, 0.01, 0, 7, {0.9, 0.9, 0.1}) == 3);
-    CHECK(best_length(c, 0.9, 0.01, 0, 7, {1, 1, 1}) == 7);    // 4 + 0.9 + .. = 7.1 for 2.07 beats 4 for 1.33
-    CHECK(best_length(c, 0.9, 0.01, 0, 4, {1, 1, 1, 1}) == 4);  // never below what is drafted
-    for (const double a : {0.2, 0.5, 0.8, 0.95})  // against the definition
-        for (const std::vector<double>& known : std::vector<std::vector<double>>{{}, {0.3}, {0.9, 0.6}}) {
-            const auto rate = [&](int g) {
-                double expected = 1, p = 1;
-                for (int i = 0; i < g; ++i) expected += p *= i < int(known.size()) ? known[size_t(i)] : a;
-                return expected / (c.of(g + 1) + g * 0.07);
-            };
-            int best = int(known.size());
-            for (int g = best + 1; g <= 7; ++g)
-                if (rate(g) > rate(best)) best = g;
-            CHECK(best_length(c, a, 0.07, 0, 7, known) == best);
-        }
+    CHECK(best_length(c, 1, 0.5, 0.1, 0, 7, {0.05}) == 1);        // one that will be refused: whatever follows is lost
+    CHECK(best_length(c, 1, 0.5, 0.1, 0, 7, {0.99}) == 3);        // a sure one: go on as if from the start
+    CHECK(best_length(c, 1, 0.9, 0.01, 0, 7, {0.9, 0.9, 0.1}) == 3);
+    CHECK(best_length(c, 1, 0.9, 0.01, 0, 7, {1, 1, 1}) == 7);    // 7.1 - 2.07 beats 4 - 1.33
+    CHECK(best_length(c, 1, 0.9, 0.01, 0, 4, {1, 1, 1, 1}) == 4);  // never below what is drafted
+    for (const double rate : {0.5, 1.0, 1.7})  // against the definition
+        for (const double a : {0.2, 0.5, 0.8, 0.95})
+            for (const std::vector<double>& known : std::vector<std::vector<double>>{{}, {0.3}, {0.9, 0.6}}) {
+                const auto worth = [&](int g) {
+                    double expected = 1, p = 1;
+                    for (int i = 0; i < g; ++i) expected += p *= i < int(known.size()) ? known[size_t(i)] : a;
+                    return expected - rate * (c.of(g + 1) + g * 0.07);
+                };
+                int best = int(known.size());
+                for (int g = best + 1; g <= 7; ++g)
+                    if (worth(g) > worth(best)) best = g;
+                CHECK(best_length(c, rate, a, 0.07, 0, 7, known) == best);
+            }
 }
 
 static void entropy_tells_acceptance() {
