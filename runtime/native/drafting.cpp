@@ -34,7 +34,7 @@ void Acceptance::learn(int accepted, int drafted) {
 }
 
 EntropyAcceptance::EntropyAcceptance() {
-    for (const double typical : {0.1, 0.6, 1.5, 2.8, 4.5}) classes_.emplace_back(std::max(0.05, 1 - std::sqrt(0.2 * typical)));
+    for (const double typical : {0.1, 0.6, 1.5, 2.8, 4.5}) classes_.emplace_back(std::exp(-typical / 3), 8, 0.97);
 }
 
 size_t EntropyAcceptance::of(double entropy) {

@@ -34,8 +34,9 @@ class Acceptance {
     double prior_, weight_, decay_, rest_, accepted_ = 0, tried_ = 0;
 };
 
-// How likely a draft model's token is accepted by the entropy (nats) of the distribution it comes from: evidence by
-// classes of entropy, each drawn to AdaEDL's bound 1 - sqrt(0.2 H) at first.
+// How likely a draft model's token is accepted by the entropy H (nats) of the distribution it comes from: evidence by classes of
+// entropy, each drawn to e^(-H/3) at first. That fits what the demo's draft does on prompts that no figure is taken from (97, 87, 65,
+// 40 and 17 % in the five classes, 5,600 places); AdaEDL's bound 1 - sqrt(0.2 H) lies up to 20 points below.
 class EntropyAcceptance {
   public:
     EntropyAcceptance();

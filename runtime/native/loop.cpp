@@ -12,7 +12,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int HORIZON = 24;  // rounds over which catching up must pay
+constexpr int HORIZON = 24;  // rounds over which catching up must pay, or as many as there were: what has gone on goes on
 // Of the draft model's acceptance: two refusals are no reason to give it up for a hundred tokens, twenty are. Trying it
 // again is dear, since it must catch up first. Played over 65 texts and three tables of costs, and over drafts that are bad.
 constexpr double WEIGHT_DRAFT = 4, DECAY_DRAFT = 0.95, REST_DRAFT = 0.985;
@@ -135,7 +135,7 @@ class Loop {
         double extra = 0;
         known_.clear();
         if (r_.rule == Rule::cost) {
-            extra = costs_.catching_up(pending - 1, draft_->widths("prefill").back()) / HORIZON;
+            extra = costs_.catching_up(pending - 1, draft_->widths("prefill").back()) / std::max(HORIZON, summary_.rounds);
             const int length = best_length(costs_, rate_.value(), model_.value(), costs_.draft, extra, most);
             model_.forget();
             if (length == 0) { round_.stop = "cost"; return; }

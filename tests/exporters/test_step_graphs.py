@@ -92,18 +92,23 @@ def test_operators_are_named_and_none_is_spelled_out(exported: tuple[str, Engine
     family, engine = exported
     norms = sum("norm" in type(m).__name__.lower() for m in tiny.model(family).modules())
     for kind in ("prefill", "verify", "decode"):
-        nodes = list(graph(engine, kind).graph.node)
+        model = graph(engine, kind)
+        nodes = list(model.graph.node)
         count = Counter(node.op_type for node in nodes)
         assert sum(count[name] for name in NORMS) == norms
         assert not DECOMPOSED & set(count)
-        fused = [n for n in nodes if n.op_type == "GroupQueryAttention"]
-        turning = sum(a.i for n in fused for a in n.attribute if a.name == "do_rotary")
+        turning = count["AttendPacked"]
         assert count["RotaryEmbedding"] + 2 * turning == 2 * TURNED.get(family, 2)
+        fused = count["Attend"] + turning
         if engine.cache.contract == "rows":
             assert {node.domain for node in nodes} == {""}
             assert count["Softmax"] == 2 and not fused
         else:
-            assert len(fused) == 2 and not count["Softmax"]
+            assert fused == 2 and not count["Softmax"]
+            for body in model.functions:
+                made = Counter(node.op_type for node in body.node)
+                assert made["GroupQueryAttention"] == (1 if body.name.startswith("Attend") else 0)
+                assert not DECOMPOSED & set(made)
 
 
 def test_every_dimension_is_fixed_and_the_checker_passes(exported: tuple[str, Engine]) -> None:
