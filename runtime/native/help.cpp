@@ -10,7 +10,7 @@ standard output. Tokens are ids of the bundle's tokenizer; texts are the driver'
 
   --threads N    threads of all graphs together (default: the machine's cores, at most 4)
   --table FILE   what calls cost, as `tune` measured it (default: a guess from the bundle)
-  --no-prepack   keep weights once in memory, in the file's own layout: smaller, slower
+  --no-prepack   ONNX Runtime's kernels over weights as the file has them, whose pages the system may drop: slower
   --qnn DIR      compile the graphs for Qualcomm's NPU and run them there; DIR holds libonnxruntime_providers_qnn.so and
                  libQnnHtp.so, --htp-arch and --soc-model are Qualcomm's numbers of the SoC (8 Elite: 79 and 69)
   --compiled SOC with --qnn: open the context binaries that the bundle holds for this SoC (8-elite) instead of compiling

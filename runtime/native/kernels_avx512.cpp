@@ -107,7 +107,10 @@ void int4_row(const Weight& w, const float* given, uint8_t* made) {
         const __m512 low = _mm512_loadu_ps(x + b * BLOCK), high = _mm512_loadu_ps(x + b * BLOCK + LANES);
         const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
         const __m512 turn = _mm512_set1_ps(most > 0 ? 127 / most : 0);
-        const __m512i q0 = _mm512_cvtps_epi32(_mm512_mul_ps(low, turn)), q1 = _mm512_cvtps_epi32(_mm512_mul_ps(high, turn));
+        const auto coded = [&](__m512 v) {  // what is no number must not overflow the sum
+            return _mm512_max_epi32(_mm512_min_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(v, turn)), _mm512_set1_epi32(127)), _mm512_set1_epi32(-127));
+        };
+        const __m512i q0 = coded(low), q1 = coded(high);
         Int4Block block;
         _mm_storeu_si128(reinterpret_cast<__m128i*>(block.q), _mm512_cvtsepi32_epi8(q0));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(block.q + LANES), _mm512_cvtsepi32_epi8(q1));
