@@ -62,6 +62,8 @@ float* scratch(size_t floats) {
     return room.data();
 }
 
+size_t int4_bytes(const Weight& w) { return size_t(up(w.blocks * int64_t(sizeof(Int4Block)), 64)); }
+
 void with_sums(const Weight& w, const float* x, float* out) {
     const int64_t blocks = blocks_of(w.k), extra = sum_blocks(w.k) * BLOCK;
     std::memset(out + w.k, 0, size_t(w.blocks * BLOCK - w.k) * sizeof(float));

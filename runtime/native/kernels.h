@@ -25,6 +25,19 @@ struct Rows {
     int64_t count;
 };
 
+// A row for int8 weights, x ~ scale u + low, u of 8 bits: the codes stand behind this head.
+struct Int8Row {
+    float scale, low;
+    uint8_t unused[56];
+};
+
+// A block of a row for int4 weights, x ~ scale q, q of 8 bits; start is minus 8 times the sum of q, for a weight's code 8 is its 0.
+struct Int4Block {
+    int8_t q[BLOCK];
+    int32_t start;
+    float scale;
+};
+
 struct Product {
     size_t (*row_bytes)(const Weight&);
     void (*row)(const Weight&, const float* x, uint8_t* made);                         // quantises a row; made is 64-byte aligned
@@ -66,14 +79,16 @@ void unpack_int8(const Kernels&, const Weight&, int64_t output, float* made);
 size_t int4_size(const Kernels&, int64_t n, int64_t blocks);
 void pack_int4(const Kernels&, const uint8_t* codes, const float* scale, int64_t n, int64_t blocks, uint8_t* made);
 
-inline int64_t up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+static inline int64_t up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 // Blocks of int4 codes: of k inputs, and of the factors of their sums.
-inline int64_t blocks_of(int64_t k) { return up(k, BLOCK) / BLOCK; }
-inline int64_t sum_blocks(int64_t k) { return up(blocks_of(k), BLOCK) / BLOCK; }
+static inline int64_t blocks_of(int64_t k) { return up(k, BLOCK) / BLOCK; }
+static inline int64_t sum_blocks(int64_t k) { return up(blocks_of(k), BLOCK) / BLOCK; }
 
-// The thread's own room, which grows to the largest wish. What is compiled for one instruction set must not make templates of the
-// standard library: the linker might give them to all.
+// The thread's own room, which grows to the largest wish. What is compiled for one instruction set must neither make templates of
+// the standard library nor share inline functions: the linker might give its copies to all.
 float* scratch(size_t floats);
+
+size_t int4_bytes(const Weight&);  // of a made row
 
 // An int4 row's inputs, x and twice the sums of its blocks, each up to whole blocks: [blocks][BLOCK].
 void with_sums(const Weight&, const float* x, float* out);

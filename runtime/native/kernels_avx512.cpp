@@ -22,12 +22,6 @@ float fault(const float* x, int64_t k) {
     return _mm512_reduce_add_ps(sum);
 }
 
-// x ~ scale u + low, u of 8 bits; the codes stand behind this head.
-struct Int8Row {
-    float scale, low;
-    uint8_t unused[56];
-};
-
 size_t int8_bytes(const Weight& w) { return sizeof(Int8Row) + size_t(up(w.k, 64)); }
 
 void int8_row(const Weight& w, const float* x, uint8_t* made) {
@@ -90,15 +84,6 @@ void int8_tiles(const Weight& w, const Rows& rows, int64_t begin, int64_t end, f
             of[count - 1](w, rows, row, output, y);
         }
 }
-
-// x ~ scale q, q of 8 bits; start is minus 8 times the sum of q, for a weight's code 8 is its 0.
-struct Int4Block {
-    int8_t q[BLOCK];
-    int32_t start;
-    float scale;
-};
-
-size_t int4_bytes(const Weight& w) { return up(w.blocks * int64_t(sizeof(Int4Block)), 64); }
 
 void int4_row(const Weight& w, const float* given, uint8_t* made) {
     float* x = scratch(size_t(w.blocks * BLOCK));
