@@ -41,7 +41,7 @@ def test_a_byte_more_on_a_baseline_fails(
 def test_baselines_are_small_and_tell_nothing_of_a_machine() -> None:
     for device in baselines.EXPORT:
         path = baselines.path(device)
-        assert path.stat().st_size < 150_000
+        assert path.stat().st_size < 250_000  # 13 prompts, drafted by our costs and by those of 4 devices
         base = read(path)
         assert without_times(base) == base
         assert (base.environment.cpu, base.run) == ("", "")
