@@ -123,8 +123,7 @@ class Lowering:
     def feed(self, value: ir.Value) -> None:
         """The program's call inputs; its parameters are met where they are used."""
         if value.name == "tokens" or handed(value):
-            rows = self.inputs[value.name or ""]
-            self.values[value] = rows
+            self.values[value] = self.inputs[value.name or ""]
         elif value.name == "positions":
             made = self.places(self.steps)
             counted = any(node.op_type != "Embed" for node in value.consumers())
